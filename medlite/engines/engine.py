@@ -1,0 +1,99 @@
+"""What a runtime must offer: tokens, logits at chosen positions of many sequences, and a streamed generation.
+
+An engine is a plain object that satisfies `Engine`; nothing inherits from it. Scoring never happens inside an
+engine: it returns raw logits, and `bench.scoring` turns them into log-probabilities for every engine alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Facts of a loaded model, for banners and run records. Sizes in bytes, times in seconds."""
+
+    engine: str                      # "llamacpp"
+    engine_version: str              # "llama-cpp-python 0.3.36"
+    device: str                      # "cpu" or "cuda"
+    device_name: str                 # "AMD EPYC 9354" or "NVIDIA H100 80GB HBM3"
+    model_name: str
+    n_vocab: int
+    n_context: int                   # tokens that one sequence may hold
+    n_threads: int
+    load_seconds: float
+    n_gpu_layers: int = 0
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LogitsRequest:
+    """One sequence and the positions whose next-token logits are wanted.
+
+    tokens: ids from `Engine.tokenize`. positions: indices into `tokens`, ascending; the logits at position i
+    predict token i + 1. Common case: the last position only.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How the next token is chosen. temperature 0 is greedy and deterministic."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One streamed step. `text` may be empty while a UTF-8 character is incomplete; the last one carries `finish`."""
+
+    token: int
+    text: str
+    log_probability: float           # nats, of the chosen token under the unscaled distribution
+    finish: str | None = None        # "stop" (end-of-turn token or stop text), "length", "cancelled"
+
+
+class Engine(Protocol):
+    """A loaded artifact. Calls are serialised by the engine; `close` frees its memory and may be called twice."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`. parse_special turns the text of control tokens into their ids (templates only)."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of `tokens`, without control tokens' text."""
+        ...
+
+    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+        """Raw next-token logits, one array (len(positions), n_vocab) per request, in the order of `requests`.
+
+        Prefixes that requests share are computed once. Raises ContextError before any work if a request is
+        longer than n_context.
+        """
+        ...
+
+    def generate(self, tokens: Sequence[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+        """Tokens one by one. What `tokens` shares with the previous call's sequence is not read again.
+
+        Closing the iterator cancels. Raises ContextError if the prompt leaves no room for one token.
+        """
+        ...
+
+    def close(self) -> None: ...

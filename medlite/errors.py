@@ -1,0 +1,75 @@
+"""Every error that medlite raises on purpose.
+
+MedliteError
+├── CheckpointError        a Hugging Face folder cannot be read or understood
+│   └── TokenizerError     its tokenizer cannot be carried over exactly
+├── RecipeError            an unknown recipe or tensor type, or one that the model's shape cannot take
+├── ArtifactError          a quantized model on disk is malformed, cut short or of an unknown kind
+├── OutputError            the result cannot be written: it exists, the disk is full, the folder is missing
+├── EngineError            a runtime could not load or run a model
+│   ├── DeviceError        the asked-for device is not there or not usable
+│   ├── MemoryShortError   loading would exhaust memory
+│   └── ContextError       a prompt does not fit the context
+├── TaskError              a question set is missing, malformed or ambiguous
+├── RecordError            a run record is malformed, or two records cannot be compared
+└── MissingExtraError      an optional dependency is not installed
+"""
+
+
+class MedliteError(Exception):
+    """An error with a message for a person: where, what was found, what was needed; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckpointError(MedliteError):
+    pass
+
+
+class TokenizerError(CheckpointError):
+    pass
+
+
+class RecipeError(MedliteError):
+    pass
+
+
+class ArtifactError(MedliteError):
+    pass
+
+
+class OutputError(MedliteError):
+    pass
+
+
+class EngineError(MedliteError):
+    pass
+
+
+class DeviceError(EngineError):
+    pass
+
+
+class MemoryShortError(EngineError):
+    pass
+
+
+class ContextError(EngineError):
+    pass
+
+
+class TaskError(MedliteError):
+    pass
+
+
+class RecordError(MedliteError):
+    pass
+
+
+class MissingExtraError(MedliteError):
+    """Raised where an optional dependency is first needed; the hint names the extra that brings it."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed", hint=f"pip install 'medlite[{extra}]'")

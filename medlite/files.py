@@ -1,0 +1,106 @@
+"""Writing so that a name on disk always means a whole file, and a few questions to the file system."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medlite.errors import OutputError
+
+PART_SUFFIX = ".part"
+HASH_BLOCK_BYTES = 1 << 22
+
+
+def part_path(path: Path) -> Path:
+    """The name under which `path` is written until it is whole."""
+    return path.with_name(path.name + PART_SUFFIX)
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Raise OutputError if `path` exists and may not be replaced, or its folder is missing."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, a file name was needed", hint=f"--out {path / 'model.gguf'}")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already", hint="--force replaces it, --out names another file")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder", hint=f"mkdir -p {path.parent}")
+
+
+def check_free_space(folder: Path, n_bytes: int) -> None:
+    """Raise OutputError if the disk that holds `folder` has less than `n_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise OutputError(
+            f"{folder}: {format_bytes(free)} free, {format_bytes(n_bytes)} needed",
+            hint="free some space or choose another disk with --out",
+        )
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give the finished file its final name: fsync, rename, fsync of the folder."""
+    with part.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def whole_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a `.part` path; rename it to `path` if the block succeeds, remove it if the block raises."""
+    check_writable(path, force=force)
+    part = part_path(path)
+    try:
+        yield part
+        publish(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path}: {error.strerror or error}", hint="is the disk full or read-only?") from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text_whole(path: Path, text: str, *, force: bool = True) -> None:
+    """Write UTF-8 `text` so that a reader sees the old file or the new one, never a piece."""
+    with whole_file(path, force=force) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json_whole(path: Path, value: Any, *, force: bool = True) -> None:
+    """Write `value` as indented JSON with sorted keys, whole or not at all."""
+    write_text_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", force=force)
+
+
+def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of the file as hex. `on_bytes` hears how many bytes were read since its last call."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as handle:
+        while block := handle.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+            if on_bytes:
+                on_bytes(len(block))
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where medlite keeps what it can make again: $MEDLITE_CACHE, else the user's cache folder."""
+    if explicit := os.environ.get("MEDLITE_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlite"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Decimal units, three significant digits: 812 B, 4.92 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n_bytes) < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints to low-bit artifacts: one plan, one streaming pass, ggml's own bytes."""
