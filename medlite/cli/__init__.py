@@ -1,0 +1,86 @@
+"""The `medlite` command: a table of subcommands, each imported only when it is called."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from medlite import __version__
+from medlite.errors import MedliteError
+
+# Telemetry of dependencies is off before anything can import them (design invariant 7).
+for _name, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1")):
+    os.environ.setdefault(_name, _value)
+
+# name -> (module with `command`, one line of help). Help stands here so that `medlite --help` imports nothing.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("medlite.cli.demo", "Quantize, run and measure the embedded model: the whole of medlite in a minute."),
+    "quantize": ("medlite.cli.quantize", "Turn a Hugging Face checkpoint into low-bit GGUF files, in one pass."),
+    "chat": ("medlite.cli.chat", "Talk with a model in the terminal, offline."),
+    "generate": ("medlite.cli.generate", "Answer one prompt and exit."),
+    "bench": ("medlite.cli.bench", "Measure what low bits cost on medical questions."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog="""\b
+Examples:
+  medlite demo
+  medlite quantize ./Llama-3.2-1B-Instruct --recipe Q4_K_M
+  medlite chat Llama-3.2-1B-Instruct-Q4_K_M.gguf
+
+Research and demonstration only: no medical device, not for diagnosis.""")
+@click.version_option(__version__, prog_name="medlite")
+def cli() -> None:
+    """Medical LLMs at low bits on the machine you have, with the loss measured."""
+
+
+def main() -> None:
+    """Run the command line; a MedliteError becomes two lines on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except MedliteError as error:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        if error.hint:
+            click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+        sys.exit(1)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def print_json(value: Any) -> None:
+    """`value` as indented JSON on stdout, for --json."""
+    import json
+
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

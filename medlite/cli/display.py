@@ -1,0 +1,28 @@
+"""How the command line draws: one console for results, one for progress, bars in bytes or counts.
+
+Results go to stdout, everything that moves goes to stderr, so that a pipe receives only results.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+
+stdout = Console(highlight=False, soft_wrap=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress_bar(title: str, total: int, *, unit: str = "count", quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr; the yielded function advances it. unit "bytes" shows speed; quiet draws nothing."""
+    if quiet:
+        yield lambda n: None
+        return
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
+    columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
+    with Progress(*columns, console=stderr, transient=not stderr.is_terminal) as bars:
+        task = bars.add_task(title, total=total)
+        yield lambda n: bars.advance(task, n)
