@@ -1,0 +1,78 @@
+// The C interface: checks the arguments, picks the instruction set, runs the encoder. Called through ctypes, without the GIL.
+#include "task.h"
+
+namespace {
+
+enum : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum : int64_t { UNSUPPORTED_TYPE = -1, NOT_FINITE = -2, BAD_ARGUMENTS = -3 };
+
+int best_isa() {
+#ifdef MEDLITE_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2")) return AVX2;
+#endif
+    return PORTABLE;
+}
+
+const TypeRow *find(int isa, int type) {
+    const TypeRow *rows = portable::TYPES;
+    int n = portable::N_TYPES;
+#ifdef MEDLITE_X86
+    if (isa == AVX2) rows = avx2::TYPES, n = avx2::N_TYPES;
+    if (isa == AVX512) rows = avx512::TYPES, n = avx512::N_TYPES;
+#else
+    (void)isa;
+#endif
+    for (int i = 0; i < n; ++i)
+        if (rows[i].type == type) return rows + i;
+    return nullptr;
+}
+
+// ggml has no encoder for these without importance (ggml_quantize_requires_imatrix).
+bool needs_importance(int type) { return type == GGML_IQ2_XXS || type == GGML_IQ2_XS; }
+
+int source_size(int type) { return type == GGML_F32 ? 4 : type == GGML_F16 || type == GGML_BF16 ? 2 : 0; }
+
+}  // namespace
+
+extern "C" {
+
+// 0: portable, 1: AVX2, 2: AVX-512; the best that this machine runs.
+int medlite_isa(void) { return best_isa(); }
+
+const char *medlite_isa_name(int isa) {
+#ifdef MEDLITE_X86
+    return isa == AVX512 ? "avx512" : isa == AVX2 ? "avx2" : isa == PORTABLE ? "sse2" : "";
+#elif defined(__aarch64__)
+    return isa == PORTABLE ? "neon" : "";
+#else
+    return isa == PORTABLE ? "portable" : "";
+#endif
+}
+
+int medlite_supports(int type, int with_importance) {
+    return find(PORTABLE, type) && (with_importance || !needs_importance(type));
+}
+
+// Encode n_rows x n_per_row weights. Returns the bytes written, or UNSUPPORTED_TYPE, NOT_FINITE (*bad_row is the row) or
+// BAD_ARGUMENTS. isa: -1 for the best. importance: n_per_row floats or NULL.
+int64_t medlite_encode(int type, int source_type, const void *source, void *target, int64_t n_rows, int64_t n_per_row,
+                       const float *importance, int isa, int64_t *bad_row) {
+    int best = best_isa();
+    if (isa > best || isa < -1 || n_rows < 0 || n_per_row <= 0 || !source_size(source_type)) return BAD_ARGUMENTS;
+    const TypeRow *row = find(isa < 0 ? best : isa, type);
+    if (!row || (!importance && needs_importance(type))) return UNSUPPORTED_TYPE;
+    if (n_per_row % row->block_weights || (n_rows && (!source || !target))) return BAD_ARGUMENTS;
+    Task task = {source_type, source_size(source_type), (const uint8_t *)source, (uint8_t *)target,
+                 n_rows,      n_per_row,                importance};
+    int64_t bad = row->encode(task);
+    if (bad >= 0) {
+        if (bad_row) *bad_row = bad;
+        return NOT_FINITE;
+    }
+    return n_rows * (n_per_row / row->block_weights) * row->block_bytes;
+}
+
+}  // extern "C"

@@ -1,0 +1,121 @@
+// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: blocks of 32 weights, one per lane.
+//
+// Layouts: block_q*_0 and block_q*_1 in ggml/src/ggml-common.h. Algorithms: quantize_row_q*_ref (no importance) and
+// quantize_row_q*_impl (importance) in ggml/src/ggml-quants.c. With importance the error weights depend on the whole row's
+// mean square (`variance`), which the caller supplies.
+
+namespace MEDLITE_ISA {
+
+LANE_FN F inverse_or_zero(F d) { return select(d != 0.f, 1.f / d, F{}); }
+
+// The scalar conversions (int8_t)f and (uint8_t)f go through int and drop the upper bits.
+LANE_FN I to_signed_byte(F v) { return (to_int(v) << 24) >> 24; }
+
+// Byte l holds the low nibbles of weights l and l + 16.
+LANE_FN void pack_nibbles(const I *levels, I *words) {
+    for (int k = 0; k < 4; ++k) {
+        I word{};
+        for (int b = 0; b < 4; ++b)
+            word |= ((levels[4 * k + b] & 15) | ((levels[4 * k + b + 16] & 15) << 4)) << (8 * b);
+        words[k] = word;
+    }
+}
+
+LANE_FN I pack_fifth_bits(const I *levels) {
+    I word{};
+    for (int i = 0; i < 32; ++i) word |= ((levels[i] >> 4) & 1) << i;
+    return word;
+}
+
+// x ~ d * (level - HALF): the extreme weight gets level 0.
+template <int BITS>
+struct Centered {
+    static constexpr int WEIGHTS = 32, BYTES = 2 + (BITS == 5 ? 4 : 0) + 16, HALF = 1 << (BITS - 1);
+
+    static void encode(const F *x, const F *q, F variance, I *words) {
+        F d;
+        I levels[32], body[5];
+        if (q) {
+            F w[32];
+            weigh<32>(x, q, variance, w);
+            Symmetric fit = fit_symmetric<32, HALF>(x, w);
+            d = fit.scale;
+            for (int i = 0; i < 32; ++i) levels[i] = to_int(level<HALF>(fit, x[i]));
+        } else {
+            F largest;
+            d = extreme<32>(x, largest) / float(-HALF);
+            F inverse = inverse_or_zero(d);
+            for (int i = 0; i < 32; ++i)
+                levels[i] = smaller(to_signed_byte(x[i] * inverse + (HALF + 0.5f)), splat(2 * HALF - 1));
+        }
+        constexpr int EXTRA = BITS == 5;
+        if (EXTRA) body[0] = pack_fifth_bits(levels);
+        pack_nibbles(levels, body + EXTRA);
+        prepend_half<4 + EXTRA>(to_half(d), body, words);
+    }
+};
+
+// x ~ d * level + min.
+template <int BITS>
+struct Offset {
+    static constexpr int WEIGHTS = 32, BYTES = 4 + (BITS == 5 ? 4 : 0) + 16, HIGHEST = (1 << BITS) - 1;
+
+    static void encode(const F *x, const F *q, F variance, I *words) {
+        F d, low = splat(FLT_MAX);
+        I levels[32];
+        if (q) {
+            F w[32];
+            weigh<32>(x, q, variance, w);
+            Line line = fit_line<32, HIGHEST, 36, false>(x, w, -0.9f, 0.05f);
+            d = line.scale;
+            low = line.min;
+            for (int i = 0; i < 32; ++i) levels[i] = to_int(level<HIGHEST>(line, x[i]));
+        } else {
+            F high = splat(-FLT_MAX);
+            for (int i = 0; i < 32; ++i) {
+                low = select(x[i] < low, x[i], low);
+                high = select(x[i] > high, x[i], high);
+            }
+            d = (high - low) / float(HIGHEST);
+            F inverse = inverse_or_zero(d);
+            for (int i = 0; i < 32; ++i) {
+                F scaled = (x[i] - low) * inverse + 0.5f;
+                levels[i] = BITS == 4 ? smaller(to_signed_byte(scaled), splat(15)) : to_int(scaled);
+            }
+        }
+        words[0] = to_half(d) | (to_half(low) << 16);
+        constexpr int EXTRA = BITS == 5;
+        if (EXTRA) words[1] = pack_fifth_bits(levels);
+        pack_nibbles(levels, words + 1 + EXTRA);
+    }
+};
+
+using Q4_0 = Centered<4>;
+using Q5_0 = Centered<5>;
+using Q4_1 = Offset<4>;
+using Q5_1 = Offset<5>;
+
+struct Q8_0 {
+    static constexpr int WEIGHTS = 32, BYTES = 34;
+
+    static void encode(const F *x, const F *, F, I *words) {
+        F largest{};
+        I body[8];
+        for (int i = 0; i < 32; ++i) largest = select(largest > magnitude(x[i]), largest, magnitude(x[i]));
+        F d = largest / 127.f, inverse = inverse_or_zero(d);
+        for (int k = 0; k < 8; ++k) {
+            I bytes[4];
+            for (int b = 0; b < 4; ++b) bytes[b] = to_int(round_away(x[4 * k + b] * inverse)) & 255;
+            body[k] = join_bytes(bytes);
+        }
+        prepend_half<8>(to_half(d), body, words);
+    }
+
+    // roundf: halves go away from zero. Adding the float below one half and truncating is exact below 2^23; above it the
+    // value is an integer already, and what does not fit an int becomes INT_MIN either way. The truncation is to_int's.
+    static LANE_INLINE F round_away(F v) {
+        return v + from_bits((bits(v) & INT32_MIN) | bits(splat(0x1.fffffep-2f)));
+    }
+};
+
+}  // namespace MEDLITE_ISA

@@ -1,0 +1,45 @@
+// One call of the encoder, the ids of ggml's types, and the functions that every instruction set provides.
+
+#pragma once
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define MEDLITE_X86 1
+#include <immintrin.h>
+#endif
+
+// enum ggml_type in ggml/include/ggml.h; a file format, so the numbers do not change.
+enum : int {
+    GGML_F32 = 0, GGML_F16 = 1, GGML_Q4_0 = 2, GGML_Q4_1 = 3, GGML_Q5_0 = 6, GGML_Q5_1 = 7, GGML_Q8_0 = 8,
+    GGML_Q2_K = 10, GGML_Q3_K = 11, GGML_Q4_K = 12, GGML_Q5_K = 13, GGML_Q6_K = 14,
+    GGML_IQ2_XXS = 16, GGML_IQ2_XS = 17, GGML_IQ3_XXS = 18, GGML_IQ4_NL = 20, GGML_IQ3_S = 21, GGML_IQ2_S = 22,
+    GGML_IQ4_XS = 23, GGML_BF16 = 30, GGML_TQ1_0 = 34, GGML_TQ2_0 = 35,
+};
+
+struct Task {
+    int source_type, source_bytes;  // bytes of one source weight
+    const uint8_t *source;          // n_rows x n_per_row weights
+    uint8_t *target;
+    int64_t n_rows, n_per_row;
+    const float *importance;        // n_per_row weights of the columns, or nullptr
+};
+
+// Returns -1, or the first row that holds an infinity or NaN.
+using Encoder = int64_t (*)(const Task &);
+
+struct TypeRow {
+    int type, block_weights, block_bytes;
+    Encoder encode;
+};
+
+namespace portable { extern const TypeRow TYPES[]; extern const int N_TYPES; }
+#ifdef MEDLITE_X86
+namespace avx2 { extern const TypeRow TYPES[]; extern const int N_TYPES; }
+namespace avx512 { extern const TypeRow TYPES[]; extern const int N_TYPES; }
+#endif
