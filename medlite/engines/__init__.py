@@ -1,1 +1,31 @@
-"""Runtimes behind one protocol (`engine.Engine`)."""
+"""Runtimes behind one protocol (`engine.Engine`). To add one: a file beside this one and a row in ENGINES."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from medlite.engines.engine import Engine
+from medlite.errors import EngineError
+
+# name -> (module, function that opens an artifact). A table of names, so that no runtime is imported before its use.
+ENGINES: dict[str, tuple[str, str]] = {
+    "llamacpp": ("medlite.engines.llamacpp", "open_llamacpp"),
+}
+
+
+def open_engine(artifact_path: Path | str, *, engine: str = "llamacpp", device: str = "auto",
+                n_context: int | None = None, n_threads: int | None = None, kv_type: str = "f16",
+                on_progress: Callable[[float], None] | None = None) -> Engine:
+    """The artifact at `artifact_path`, loaded and ready; close it after use.
+
+    device: auto, cpu or cuda. n_context None: from the model's training and the free memory. n_threads None: one
+    per physical core. on_progress hears the loaded share, 0 to 1.
+    Raises EngineError (DeviceError, MemoryShortError) with the runtime's reason, ArtifactError for a damaged file.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"unknown engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
+    module, function = ENGINES[engine]
+    opener = cast(Callable[..., Engine], getattr(importlib.import_module(module), function))
+    return opener(Path(artifact_path), device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
+                  on_progress=on_progress)

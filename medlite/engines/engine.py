@@ -29,6 +29,7 @@ class EngineInfo:
     load_seconds: float
     n_gpu_layers: int = 0
     settings: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()   # what the user should know before trusting speed or memory, e.g. an unused GPU
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One streamed step. `text` may be empty while a UTF-8 character is incomplete; the last one carries `finish`."""
+    """One streamed step. `text` may be empty while a UTF-8 character is incomplete; the last one carries `finish`.
+
+    The token that ends a turn is streamed too, with empty text of its own.
+    """
 
     token: int
     text: str

@@ -1,0 +1,211 @@
+"""This machine: cores, memory, GPUs, and which device a model runs on."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medlite.errors import DeviceError
+
+DEVICES = ("auto", "cpu", "cuda")
+NVIDIA_SMI_SECONDS = 10
+
+# Source: llama-cpp-python 0.3.36 README, the CUDA versions it publishes wheels for, newest first.
+CUDA_WHEELS = ((13, 2), (13, 0), (12, 5), (12, 4), (12, 3), (12, 2), (12, 1), (11, 8))
+WHEEL_INDEX = "https://abetlen.github.io/llama-cpp-python/whl"
+LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as its driver describes it. Memory in bytes. cuda_version: the newest that the driver runs."""
+
+    name: str
+    n_bytes_total: int
+    n_bytes_free: int
+    driver_version: str
+    cuda_version: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Where a model will run. warning: what the user should know about the choice, empty if nothing."""
+
+    device: str
+    device_name: str
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Memory of this process in bytes. On systems without /proc only the peak is known and the rest is 0.
+
+    peak: most ever resident. resident: now. anonymous: its own data (KV cache, buffers, repacked weights).
+    file: mapped from files (weights), which the system may drop and read again.
+    """
+
+    peak: int
+    resident: int
+    anonymous: int
+    file: int
+
+
+# --- processor -------------------------------------------------------------------------------------------------------
+
+
+def cpu_name() -> str:
+    """The processor's name as it calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Physical cores that this process may use: hyper-threads counted once, affinity and container quota respected."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings: set[str] = set()
+    for cpu in allowed:
+        try:
+            siblings.add((root / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
+        except OSError:
+            siblings.add(str(cpu))
+    quota = _container_cores()
+    return max(1, min(len(siblings), quota) if quota else len(siblings))
+
+
+def _container_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores that a container's CPU quota allows (cgroup v2), or None without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping: the system's estimate, or what a container's limit leaves."""
+    free = _meminfo_available()
+    limits = (_container_free(Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+              _container_free(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    return min([free, *(limit for limit in limits if limit is not None)])
+
+
+def _meminfo_available() -> int:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    except OSError:
+        pass
+    if sys.platform == "darwin":  # sysconf counts no free pages there, and macOS compresses: half of all is a guess
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _container_free(root: Path, limit_name: str, used_name: str) -> int | None:
+    """Bytes left under a cgroup's limit; its file cache counts as free, since the kernel drops it first."""
+    try:
+        limit, used = (root / limit_name).read_text().strip(), int((root / used_name).read_text())
+        if limit == "max" or int(limit) >= 1 << 60:
+            return None
+        cache = re.search(r"^(?:total_)?inactive_file (\d+)", (root / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return None
+    return max(0, int(limit) - used + (int(cache[1]) if cache else 0))
+
+
+def process_memory() -> ProcessMemory:
+    """What this process holds and has held. Source: proc(5), /proc/pid/status; getrusage(2) elsewhere."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return ProcessMemory(peak if sys.platform == "darwin" else peak * 1024, 0, 0, 0)
+    found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)}
+    return ProcessMemory(found.get("VmHWM", 0), found.get("VmRSS", 0),
+                         found.get("RssAnon", 0) + found.get("RssShmem", 0), found.get("RssFile", 0))
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver reports now; empty without a driver. Free memory is of this moment."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpus(answer, _driver_cuda_version(tool))
+
+
+def parse_gpus(answer: str, cuda_version: tuple[int, int] | None = None) -> tuple[Gpu, ...]:
+    """GPUs from nvidia-smi's CSV (MiB); a line that is no GPU is left out."""
+    gpus = []
+    for line in answer.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 4 and fields[1].isdigit() and fields[2].isdigit():
+            gpus.append(Gpu(fields[0], int(fields[1]) << 20, int(fields[2]) << 20, fields[3], cuda_version))
+    return tuple(gpus)
+
+
+@functools.cache
+def _driver_cuda_version(tool: str) -> tuple[int, int] | None:
+    try:
+        banner = subprocess.run([tool], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", banner)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def cuda_install_command(cuda_version: tuple[int, int] | None) -> str:
+    """The one command that replaces a CPU-only llama-cpp-python by one for this driver's CUDA."""
+    fitting = [v for v in CUDA_WHEELS if cuda_version and v[0] == cuda_version[0] and v <= cuda_version]
+    if not fitting:
+        return f'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir {LLAMA_CPP_PYTHON}'
+    major, minor = fitting[0]
+    index = f"{WHEEL_INDEX}/cu{major}{minor}"
+    return f"pip install --force-reinstall --no-deps {LLAMA_CPP_PYTHON} --extra-index-url {index}"
+
+
+def resolve_device(wanted: str, *, gpu_build: bool, gpus: Sequence[Gpu] | None = None) -> DeviceChoice:
+    """The device for `wanted` (auto, cpu, cuda). gpu_build: whether the runtime was built with GPU support.
+
+    Raises DeviceError if cuda is asked for and not usable. `auto` never fails; a GPU it cannot use is a warning.
+    """
+    if wanted not in DEVICES:
+        raise DeviceError(f"unknown device {wanted!r}", hint=f"one of {', '.join(DEVICES)}")
+    if wanted == "cpu":
+        return DeviceChoice("cpu", cpu_name())
+    gpus = find_gpus() if gpus is None else gpus
+    if gpus and gpu_build:
+        return DeviceChoice("cuda", gpus[0].name)
+    if not gpus:
+        if wanted == "cuda":
+            raise DeviceError("no NVIDIA GPU found (nvidia-smi lists none)", hint="--device cpu")
+        return DeviceChoice("cpu", cpu_name())
+    command = cuda_install_command(gpus[0].cuda_version)
+    message = f"this machine has an {gpus[0].name}, but llama-cpp-python was built for the CPU only"
+    if wanted == "cuda":
+        raise DeviceError(message, hint=command)
+    return DeviceChoice("cpu", cpu_name(), f"{message}. To use the GPU: {command}")
