@@ -32,6 +32,10 @@ class GgmlType:
     block_weights: int
     block_bytes: int
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.block_weights > 1
+
     def row_bytes(self, n_weights: int) -> int:
         """Bytes of a row of `n_weights`; the caller has checked that blocks divide it."""
         return n_weights // self.block_weights * self.block_bytes

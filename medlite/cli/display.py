@@ -7,15 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
-from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 stdout = Console(highlight=False, soft_wrap=False)
 stderr = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, unit: str = "count", quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    title: str, total: int, *, unit: str = "count", quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
     """A bar on stderr; the yielded function advances it. unit "bytes" shows speed; quiet draws nothing."""
     if quiet:
         yield lambda n: None

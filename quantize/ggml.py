@@ -1,0 +1,67 @@
+"""ggml's own quantizers, called in the shared library that llama-cpp-python carries. The only ctypes of quantize/.
+
+The library is opened by path, without importing llama_cpp: that import loads the whole runtime.
+ctypes releases the GIL during a call, so threads run these functions side by side.
+"""
+
+import ctypes
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medlite.errors import EngineError, RecipeError
+from medlite.gguf_format import GgmlType
+
+LIBRARY_NAMES = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+
+
+@cache
+def library_path() -> Path:
+    """Where libggml-base lies. Raises EngineError if llama-cpp-python is not installed whole."""
+    name = LIBRARY_NAMES.get(sys.platform, "libggml-base.so")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / "lib" / name).exists():
+        return path
+    raise EngineError(f"llama-cpp-python's {name} was not found", hint="pip install --force-reinstall medlite")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path()))
+    # Source: ggml/include/ggml.h of the pinned version.
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    return library
+
+
+def quantize_rows(
+    ggml_type: GgmlType, rows: NDArray[np.float32], out: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None = None,
+) -> None:
+    """Quantize `rows` (n_rows, n_per_row) into `out` (n_rows * row_bytes) with ggml_quantize_chunk.
+
+    importance: (n_per_row,) weights of the columns, or None. Both arrays must be C-contiguous; the caller has
+    checked that blocks divide the row and that every weight is finite (ggml aborts the process otherwise).
+    """
+    n_rows, n_per_row = rows.shape
+    n_bytes = n_rows * ggml_type.row_bytes(n_per_row)
+    if not (rows.flags.c_contiguous and out.flags.c_contiguous and out.nbytes == n_bytes):
+        raise RecipeError(f"{ggml_type.name}: {out.nbytes} bytes offered for {n_rows} rows of {n_per_row}")
+    written = _library().ggml_quantize_chunk(
+        ggml_type.id, rows.ctypes.data, out.ctypes.data, 0, n_rows, n_per_row,
+        None if importance is None else importance.ctypes.data)
+    if written != out.nbytes:
+        raise RecipeError(f"{ggml_type.name}: ggml wrote {written} bytes, {out.nbytes} were planned",
+                          hint="llama-cpp-python and medlite disagree on the format; reinstall medlite")
+
+
+def rows_are_valid(ggml_type: GgmlType, data: NDArray[np.uint8]) -> bool:
+    """True if ggml finds no NaN, infinity or impossible scale in `data` (whole rows of `ggml_type`)."""
+    return bool(_library().ggml_validate_row_data(ggml_type.id, data.ctypes.data, data.nbytes))

@@ -1,0 +1,51 @@
+"""How a source tensor's values become the target layout. Pure functions on a slab of whole rows.
+
+A transform only sees a slab whose row count is a multiple of its `row_group`, so it can work in bounded memory.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medlite.errors import CheckpointError
+
+Array = NDArray[Any]
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """apply: slab (rows, row_length) and rows a group -> slab of the same shape.
+
+    row_group: how many rows belong together, from the config.
+    """
+
+    name: str
+    apply: Callable[[Array, int], Array]
+    row_group: Callable[[Config], int] = lambda config: 1
+
+
+def head_dim(config: Config) -> int:
+    """Width of one attention head; stated, or hidden_size / heads."""
+    stated = config.get("head_dim")
+    return int(stated) if stated else int(config["hidden_size"]) // int(config["num_attention_heads"])
+
+
+def permute_rope(slab: Array, rows_per_head: int) -> Array:
+    """Reorder Q or K rows from the half-split rotary layout to ggml's interleaved one.
+
+    slab: (heads * rows_per_head, n_embd), rows_per_head even. Same shape and dtype back; values only move.
+    Raises CheckpointError if the rows do not divide into heads of even size.
+    Source: llama.cpp conversion/llama.py, LlamaModel.permute (there for a whole tensor; heads are independent).
+    """
+    if rows_per_head % 2 or slab.shape[0] % rows_per_head:
+        raise CheckpointError(f"{slab.shape[0]} rows do not divide into heads of {rows_per_head} (an even number)")
+    halves = slab.reshape(-1, 2, rows_per_head // 2, *slab.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(slab.shape)
+
+
+KEEP = Transform("keep", lambda slab, rows_per_group: slab)
+PERMUTE_ROPE = Transform("permute_rope", permute_rope, row_group=head_dim)
