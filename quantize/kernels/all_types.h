@@ -7,6 +7,8 @@
 #include "scale_search.h"
 #include "k_quants.h"
 #include "legacy.h"
+#include "iq4.h"
+#include "ternary.h"
 #include "encode_rows.h"
 
 namespace MEDLITE_ISA {
@@ -30,6 +32,10 @@ const TypeRow TYPES[] = {
     row<GGML_Q4_K, Q4_K>(),
     row<GGML_Q5_K, Q5_K>(),
     row<GGML_Q6_K, Q6_K>(),
+    row<GGML_IQ4_NL, IQ4_NL>(),
+    row<GGML_IQ4_XS, IQ4_XS>(),
+    row<GGML_TQ1_0, TQ1_0>(),
+    row<GGML_TQ2_0, TQ2_0>(),
 };
 const int N_TYPES = sizeof TYPES / sizeof TYPES[0];
 

@@ -42,11 +42,11 @@ LANE_FN bool any(I mask) {
 }
 
 LANE_FN F square_root(F v) {
-#if defined(__AVX512F__) && MEDLITE_LANES == 16
+#if MEDLITE_LANES == 16
     return (F)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX__) && MEDLITE_LANES == 8
+#elif MEDLITE_LANES == 8
     return (F)_mm256_sqrt_ps((__m256)v);
-#elif defined(__SSE2__) && MEDLITE_LANES == 4
+#elif defined(MEDLITE_X86)
     return (F)_mm_sqrt_ps((__m128)v);
 #else
     F root;
