@@ -52,7 +52,7 @@ def bpe(words: Sequence[str], n_merges: int) -> tuple[list[str], list[str]]:
 
 
 def write_tiny_gguf(path: Path, *, seed: int = 0, template: str | None = TEMPLATE, poison: bool = False,
-                    architecture: str = "llama", n_layer: int = N_LAYER) -> Path:
+                    architecture: str = "llama", n_layer: int = N_LAYER, n_context: int = N_CONTEXT) -> Path:
     """The file at `path`. poison puts NaN into the last norm, so that every logit is NaN."""
     random = np.random.default_rng(seed)
     vocabulary, merges = bpe(WORDS, 60)
@@ -60,7 +60,7 @@ def write_tiny_gguf(path: Path, *, seed: int = 0, template: str | None = TEMPLAT
     types = [gguf.TokenType.NORMAL] * len(vocabulary) + [gguf.TokenType.CONTROL] * len(SPECIALS)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    writer.add_context_length(N_CONTEXT)
+    writer.add_context_length(n_context)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(n_layer)
     writer.add_feed_forward_length(N_FF)

@@ -21,6 +21,7 @@ DEFAULT_CONTEXT_LIMIT = 32768    # more is taken when asked for; a KV cache is w
 DEFAULT_CONTEXT_SHARE = 0.25     # of the memory that the weights leave free
 RESERVE_BYTES = 256 << 20        # left to the system
 LOGITS_BUFFER_BYTES = 64 << 20   # bounds the rows of logits that one decode may return
+SCORES_BUFFER_BYTES = 256 << 20  # attention scores that may be held whole, see flash_attention
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,28 @@ def max_outputs(n_vocab: int, n_batch: int) -> int:
 
 
 def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
-    """Scratch of one batch: the widest activations, the attention mask, the logits (computed and returned)."""
+    """Scratch of one batch: the widest activations, attention scores and mask, the logits (computed and returned)."""
     n_outputs = max_outputs(shape.n_vocab, n_batch)
     activations = 4 * n_batch * max(3 * shape.n_ff, 6 * shape.n_embd)
     mask = 2 * 2 * n_batch * n_cells
-    return activations + mask + 2 * 4 * n_outputs * shape.n_vocab
+    scores = scores_bytes(shape, n_batch, n_cells)
+    return (activations + mask + (scores if scores <= SCORES_BUFFER_BYTES else 0)
+            + 2 * 4 * n_outputs * shape.n_vocab)
+
+
+def scores_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
+    """The attention scores of one layer for one batch, which plain attention holds and flash attention does not."""
+    return 4 * shape.n_head * n_batch * n_cells
+
+
+def flash_attention(shape: ModelShape, kv_type: str, n_batch: int, n_cells: int, *, on_gpu: bool) -> bool:
+    """Whether to use flash attention: where it is needed, not wherever it runs.
+
+    On the CPU it sums values in half precision when it reads few tokens (ggml-cpu/ops.cpp), so logits depend on how
+    requests were batched by up to 0.01 instead of 0.0005: noise that hides the loss of an 8-bit recipe. It is needed
+    for a quantized cache, on the GPU, and where the scores of a long context would not fit.
+    """
+    return on_gpu or kv_type != "f16" or scores_bytes(shape, n_batch, n_cells) > SCORES_BUFFER_BYTES
 
 
 def n_cells_for(n_context: int, n_batch: int) -> int:

@@ -22,7 +22,7 @@ from medlite.errors import EngineError, MissingExtraError
 SUPPORTED_VERSION = "0.3.36"
 N_LOG_LINES = 40
 GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}       # ggml.h, enum ggml_type
-FLASH_ATTENTION_AUTO = -1                              # llama.h, enum llama_flash_attn_type
+FLASH_ATTENTION = {False: 0, True: 1}                  # llama.h, enum llama_flash_attn_type
 LOG_ERROR = 4                                          # ggml.h, enum ggml_log_level
 
 DECODE_OK, DECODE_ABORTED = 0, 2                       # llama.h, llama_decode
@@ -40,7 +40,8 @@ class ContextSettings:
     n_batch: int
     n_outputs: int
     n_threads: int
-    kv_type: str = "f16"
+    kv_type: str
+    flash_attention: bool
 
 
 def library() -> Any:
@@ -167,7 +168,7 @@ class Context:
         parameters.n_outputs_max = settings.n_outputs
         parameters.n_threads = parameters.n_threads_batch = settings.n_threads
         parameters.type_k = parameters.type_v = GGML_TYPE_IDS[settings.kv_type]
-        parameters.flash_attn_type = FLASH_ATTENTION_AUTO
+        parameters.flash_attn_type = FLASH_ATTENTION[settings.flash_attention]
         # A unified cache is one pool of cells for all sequences, and lets a token belong to several of them.
         parameters.kv_unified = True
         parameters.n_seq_max = MAX_SEQUENCES

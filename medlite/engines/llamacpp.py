@@ -32,7 +32,8 @@ CLOSE_SECONDS = 30.0
 
 class LlamaCppEngine:
     """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
-    iterator is exhausted or closed."""
+    iterator is exhausted or closed. n_decodes and n_tokens_read count what the model has computed so far.
+    """
 
     def __init__(self, model: llama_native.Model, context: llama_native.Context, info: EngineInfo,
                  memory: llama_memory.MemoryEstimate, settings: llama_native.ContextSettings) -> None:
@@ -45,6 +46,7 @@ class LlamaCppEngine:
         self._holder: int | None = None         # the thread that holds the lock
         self._cancelled = threading.Event()
         self._closed = False
+        self.n_decodes = self.n_tokens_read = 0
 
     # --- text --------------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,7 @@ class LlamaCppEngine:
 
     def _decode(self) -> None:
         """Read the batch. Raises EngineError; the cache is then empty."""
+        self._count()
         try:
             self._context.decode(self._batch)
         except EngineError:
@@ -261,6 +264,7 @@ class LlamaCppEngine:
 
     def _decode_interruptibly(self) -> bool:
         """Read the batch; on `cancel` return False, on Ctrl-C raise KeyboardInterrupt, and leave the cache whole."""
+        self._count()
         with noted_interrupt() as interrupted:
             self._context.abort_when(lambda: interrupted() or self._cancelled.is_set())
             try:
@@ -275,6 +279,10 @@ class LlamaCppEngine:
                 if not (n_whole and self._model.can_rewind and self._context.remove(0, n_whole)):
                     self._forget()
         return finished and not self._cancelled.is_set()
+
+    def _count(self) -> None:
+        self.n_decodes += 1
+        self.n_tokens_read += int(self._batch.struct.n_tokens)
 
     def _forget(self) -> None:
         self._context.clear()
@@ -333,12 +341,16 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
     if n_threads is not None and n_threads < 1:
         raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     header = read_header(path)
-    placement = _place(llama_memory.read_shape(header), device, n_context, kv_type)
+    shape = llama_memory.read_shape(header)
+    placement = _place(shape, device, n_context, kv_type)
     model = llama_native.Model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
+    n_cells = llama_memory.n_cells_for(placement.n_context, N_BATCH)
     settings = llama_native.ContextSettings(
-        n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH), n_batch=N_BATCH,
+        n_cells=n_cells, n_batch=N_BATCH,
         n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),
-        n_threads=n_threads or physical_cores(), kv_type=kv_type)
+        n_threads=n_threads or physical_cores(), kv_type=kv_type,
+        flash_attention=llama_memory.flash_attention(shape, kv_type, N_BATCH, n_cells,
+                                                     on_gpu=placement.n_gpu_layers > 0))
     try:
         context = llama_native.Context(model, settings)
     except BaseException:
@@ -349,7 +361,8 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         device=placement.choice.device, device_name=placement.choice.device_name,
         model_name=str(header.get("general.name") or path.stem), n_vocab=model.n_vocab, n_context=placement.n_context,
         n_threads=settings.n_threads, load_seconds=time.perf_counter() - started, n_gpu_layers=placement.n_gpu_layers,
-        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
+        settings={"kv_type": kv_type, "n_batch": str(N_BATCH),
+                  "flash_attention": "on" if settings.flash_attention else "off"},
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
     return LlamaCppEngine(model, context, info, placement.memory, settings)
 
