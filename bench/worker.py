@@ -1,0 +1,121 @@
+"""The child's side of `bench.run`: one request on stdin, JSON lines on stdout, one measurement, the end.
+
+Request: an object with artifact, task, settings, data, out, resume, force. Answers: {"progress": [phase, done, total]},
+{"error": {type, message, hint}}, {"done": true}. What native libraries print on stdout goes to stderr.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from bench import fetch, memory
+from bench.measure import Output, Progress, Subject, measure, prepare
+from bench.record import CONTEXT_TOKENS, ArtifactFacts, RunSettings
+from bench.tasks import find_task
+from bench.tasks.local import local_task
+from medlite.artifact import Artifact, describe
+from medlite.engines.engine import Engine
+from medlite.errors import MedliteError
+from medlite.files import file_sha256
+from medlite.gguf_format import read_header
+
+OpenEngine = Callable[[Path, RunSettings], Engine]
+PROGRESS_SECONDS = 0.1  # between two reports of one phase
+
+
+class Reporter:
+    """Writes answers as JSON lines; progress no more often than every PROGRESS_SECONDS, first and last always."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.last = ("", 0.0)
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        phase, at = self.last
+        if progress.phase == phase and now - at < PROGRESS_SECONDS and progress.done < progress.total:
+            return
+        self.last = (progress.phase, now)
+        self.say({"progress": [progress.phase, progress.done, progress.total]})
+
+    def say(self, value: dict[str, Any]) -> None:
+        """One answer."""
+        self.stream.write(json.dumps(value) + "\n")
+        self.stream.flush()
+
+
+def serve(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> None:
+    """Carry out one request. A MedliteError becomes an answer."""
+    try:
+        _measure(open_engine, request, reporter)
+        reporter.say({"done": True})
+    except MedliteError as error:
+        answer = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
+        reporter.say({"error": answer})
+
+
+def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> None:
+    settings = RunSettings(**request["settings"])
+    data = Path(request["data"]) if request["data"] else None
+    task = local_task(data) if request["task"] == "local" and data else find_task(request["task"])
+    samples, shots = fetch.load(task, data, n_shots=settings.n_shots)
+    questions = prepare(task, samples, shots, settings)
+    path = Path(request["artifact"])
+    header = read_header(path)
+    artifact = describe(path, header)
+    facts = artifact_facts(artifact, reporter)
+    if not settings.n_context:
+        settings = replace(settings, n_context=min(CONTEXT_TOKENS, artifact.n_context_trained or CONTEXT_TOKENS))
+    reporter(Progress("load", 0, artifact.n_bytes))
+    engine = open_engine(path, settings)
+    try:
+        reporter(Progress("load", artifact.n_bytes, artifact.n_bytes))
+        subject = Subject(facts, path, memory.kv_cache_bytes(header, engine.info.n_context))
+        output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
+        measure(engine, subject, questions, settings, output, reporter)
+    finally:
+        engine.close()
+
+
+def artifact_facts(artifact: Artifact, reporter: Reporter) -> ArtifactFacts:
+    """What the record says of the file, its hash included."""
+    done = 0
+
+    def on_bytes(n: int) -> None:
+        nonlocal done
+        done += n
+        reporter(Progress("hash", done, artifact.n_bytes))
+
+    return ArtifactFacts(
+        file_name=artifact.path.name, sha256=file_sha256(artifact.path, on_bytes), format=artifact.format,
+        model_name=artifact.name, recipe=artifact.recipe, n_params=artifact.n_params, n_bytes=artifact.n_bytes,
+        bits_per_weight=artifact.bits_per_weight,
+    )
+
+
+def open_real_engine(path: Path, settings: RunSettings) -> Engine:
+    """The engine that users run, on the device they asked for."""
+    from medlite.engines import open_engine
+
+    return open_engine(path, engine=settings.engine, device=settings.device, n_context=settings.n_context,
+                       n_threads=settings.n_threads or None)
+
+
+def main(open_engine: OpenEngine = open_real_engine) -> None:
+    """Read the request, free stdout from whatever native code prints, measure."""
+    request = json.loads(sys.stdin.readline())
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        serve(open_engine, request, Reporter(answers))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
