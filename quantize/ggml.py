@@ -65,3 +65,29 @@ def quantize_rows(
 def rows_are_valid(ggml_type: GgmlType, data: NDArray[np.uint8]) -> bool:
     """True if ggml finds no NaN, infinity or impossible scale in `data` (whole rows of `ggml_type`)."""
     return bool(_library().ggml_validate_row_data(ggml_type.id, data.ctypes.data, data.nbytes))
+
+
+class _TypeTraits(ctypes.Structure):
+    """Source: ggml/include/ggml.h, struct ggml_type_traits."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p), ("blck_size", ctypes.c_int64), ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t), ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def dequantize_rows(ggml_type: GgmlType, data: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The weights that `data` (whole rows of `ggml_type`) stands for, as (n_rows, row_length) float32."""
+    n_rows, row_length = shape
+    if data.nbytes != n_rows * ggml_type.row_bytes(row_length):
+        raise RecipeError(f"{ggml_type.name}: {data.nbytes} bytes given for {n_rows} rows of {row_length}")
+    if ggml_type.name == "F32":
+        return data.view("<f4").reshape(shape).copy()
+    library = _library()
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    out = np.empty(shape, np.float32)
+    library.ggml_get_type_traits(ggml_type.id).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
+    return out

@@ -4,10 +4,10 @@ A plan lists every tensor's type, shape, size and offset, so `--dry-run` prints 
 is checked first, and worker threads may write in any order.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from medlite.artifact import RECIPE_KEY
 from medlite.errors import CheckpointError, RecipeError
+from medlite.files import format_bytes
 from medlite.gguf_format import (
     DEFAULT_ALIGNMENT,
     GGML_TYPES,
+    GgmlType,
     Kind,
     TensorInfo,
     Value,
@@ -36,9 +38,13 @@ QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output. source and rule are None for a tensor that the config states (rope_freqs)."""
+    """One tensor of the output. source and rule are None for a tensor that the config states (rope_freqs).
+
+    file: which of the plan's files holds it; info.offset counts from that file's data.
+    """
 
     info: TensorInfo
+    file: int
     source: SourceTensor | None
     rule: TensorRule | None
     extra: ExtraTensor | None
@@ -46,8 +52,16 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
+class PlannedFile:
+    """One file of the output: its header's bytes and its exact size."""
+
+    header: bytes
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class QuantizationPlan:
-    """Everything about one output file.
+    """Everything about one artifact: one file, or several under --max-shard-size.
 
     importance: GGUF name -> (row_length,) weight of each column, None without an imatrix. ignored: source tensor
     name -> reason.
@@ -58,19 +72,14 @@ class QuantizationPlan:
     recipe: Recipe
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedTensor, ...]
+    files: tuple[PlannedFile, ...]
     ignored: Mapping[str, str]
     importance: Importance | None = None
 
-    @cached_property
-    def header(self) -> bytes:
-        """The bytes of the file up to its data."""
-        return pack_header(self.metadata, [tensor.info for tensor in self.tensors])
-
     @property
     def n_bytes(self) -> int:
-        """The exact size of the file."""
-        last = self.tensors[-1].info
-        return len(self.header) + pad_to(last.offset + last.n_bytes, DEFAULT_ALIGNMENT)
+        """The exact size of the artifact, all files together."""
+        return sum(file.n_bytes for file in self.files)
 
     @property
     def n_params(self) -> int:
@@ -80,16 +89,23 @@ class QuantizationPlan:
     def bits_per_weight(self) -> float:
         return 8 * sum(tensor.info.n_bytes for tensor in self.tensors if tensor.extra is None) / self.n_params
 
+    def paths(self, path: Path) -> list[Path]:
+        """Where each file goes: `path` itself, or llama.cpp's split names beside it."""
+        if len(self.files) == 1:
+            return [path]
+        return [path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(self.files):05d}{path.suffix}")
+                for i in range(len(self.files))]
+
 
 def make_plan(
     checkpoint: Checkpoint, recipe: Recipe, *, overrides: tuple[tuple[str, str], ...] = (),
-    importance: Importance | None = None,
+    importance: Importance | None = None, max_shard_bytes: int | None = None,
 ) -> QuantizationPlan:
     """The plan for one recipe, from headers only.
 
     overrides: (regular expression, type name) pairs of --tensor-type. importance: from an imatrix, by GGUF name.
-    Raises CheckpointError where a source tensor is unknown, missing or misshapen, RecipeError where the recipe
-    needs what is not there.
+    max_shard_bytes: tensor bytes a file may hold, None for one file. Raises CheckpointError where a source tensor is
+    unknown, missing or misshapen, RecipeError where the recipe needs what is not there.
     """
     architecture = find_architecture(checkpoint.config)
     sources, ignored = _match(checkpoint, architecture)
@@ -104,18 +120,49 @@ def make_plan(
         recipe, shapes, n_gqa=n_head // n_head_kv, has_imatrix=importance is not None, overrides=overrides,
         is_70b=checkpoint.config["num_hidden_layers"] == 80 and n_head != n_head_kv)
     _check_imatrix(recipe, shapes, choices, importance)
-    placed = place_tensors([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes])
-    tensors = tuple(_planned(info, sources, extras, choices[info.name].reason) for info in placed)
-    return QuantizationPlan(checkpoint, architecture, recipe, _metadata(checkpoint, architecture, recipe, tensors),
-                            tensors, ignored, importance)
+    metadata = _metadata(checkpoint, architecture, recipe, sum(math.prod(shape.shape) for shape in shapes))
+    tensors: list[PlannedTensor] = []
+    files: list[PlannedFile] = []
+    groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
+    for i, group in enumerate(groups):
+        placed = place_tensors(group)
+        for info in placed:
+            source, rule = sources.get(info.name, (None, None))
+            tensors.append(PlannedTensor(info, i, source, rule, extras.get(info.name), choices[info.name].reason))
+        header = pack_header(_file_metadata(metadata, i, len(groups), len(shapes)), placed)
+        end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
+        files.append(PlannedFile(header, len(header) + end))
+    return QuantizationPlan(checkpoint, architecture, recipe, metadata, tuple(tensors), tuple(files), ignored,
+                            importance)
 
 
-def _planned(
-    info: TensorInfo, sources: Mapping[str, tuple[SourceTensor, TensorRule]], extras: Mapping[str, ExtraTensor],
-    reason: str,
-) -> PlannedTensor:
-    source, rule = sources.get(info.name, (None, None))
-    return PlannedTensor(info, source, rule, extras.get(info.name), reason)
+TensorRow = tuple[str, GgmlType, tuple[int, ...]]
+
+
+def _split(rows: list[TensorRow], max_bytes: int | None) -> list[list[TensorRow]]:
+    """The tensors of each file, in order. Source: tools/gguf-split/gguf-split.cpp, split_strategy."""
+    groups: list[list[TensorRow]] = [[]]
+    size = 0
+    for row in rows:
+        n_bytes = pad_to(row[1].row_bytes(math.prod(row[2])), DEFAULT_ALIGNMENT)
+        if max_bytes is not None and n_bytes > max_bytes:
+            raise RecipeError(f"{row[0]} takes {format_bytes(n_bytes)}, --max-shard-size is {format_bytes(max_bytes)}",
+                              hint="a tensor is never cut; choose larger shards")
+        if max_bytes is not None and groups[-1] and size + n_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(row)
+        size += n_bytes
+    return groups
+
+
+def _file_metadata(metadata: Mapping[str, Value], i: int, n_files: int, n_tensors: int) -> Mapping[str, Value]:
+    """The first of several files carries all metadata, the others only where they stand."""
+    if n_files == 1:
+        return metadata
+    split = {"split.no": Value(Kind.UINT16, i), "split.count": Value(Kind.UINT16, n_files),
+             "split.tensors.count": Value(Kind.INT32, n_tensors)}
+    return {**metadata, **split} if i == 0 else split
 
 
 def file_order(name: str) -> tuple[int, str]:
@@ -211,9 +258,8 @@ def _check_imatrix(
 
 
 def _metadata(
-    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, tensors: tuple[PlannedTensor, ...]
+    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, n_params: int
 ) -> dict[str, Value]:
-    n_params = sum(tensor.info.n_weights for tensor in tensors)
     return {
         **_general(checkpoint.folder, architecture.gguf_name, n_params),
         **architecture.metadata(architecture.gguf_name, checkpoint.config),

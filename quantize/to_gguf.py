@@ -1,29 +1,28 @@
 """Write planned GGUF files in one streaming pass over the checkpoint.
 
-Every offset is known from the plan, so worker threads take slabs of rows in order, and each reads, converts,
-quantizes and writes its slab with pread and pwrite. Memory is threads x one slab, whatever the model's size.
-Several plans of one checkpoint share the read and the conversion to float32.
+Every offset is known from the plan, so worker threads take slabs in order, and each reads, encodes and writes its
+slab with pread and pwrite. Memory is threads x one slab, whatever the model's size. Each slab is journalled; a run
+that was killed continues. A file gets its final name when every slab was read back and compared.
 """
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from medlite.errors import ArtifactError, MedliteError, OutputError
+from medlite.files import check_free_space, check_writable, part_path, publish, write_json_whole
+from medlite.gguf_format import read_header
+from quantize.checkpoint import RowReader
+from quantize.journal import Journal, fingerprint, journal_path, open_journal
+from quantize.plan import QuantizationPlan
+from quantize.receipt import SourceHasher, WrittenFacts, make_receipt, receipt_path
+from quantize.slabs import EncodedSlab, Slab, SlabEncoder, slabs_of
 
-from medlite.errors import CheckpointError, OutputError
-from medlite.files import check_free_space, check_writable, part_path, publish
-from medlite.gguf_format import GgmlType
-from quantize import ggml
-from quantize.checkpoint import RowReader, SourceTensor
-from quantize.plan import PlannedTensor, QuantizationPlan
-
-SLAB_WEIGHTS = 1 << 21       # 8 MB of float32 a thread
 FREE_SPACE_MARGIN_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]
@@ -31,61 +30,170 @@ OnBytes = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Output:
-    """One plan and the file it becomes."""
+    """One plan and the file it becomes (the first of several under --max-shard-size takes its split name)."""
 
     plan: QuantizationPlan
     path: Path
 
+    @property
+    def paths(self) -> list[Path]:
+        return self.plan.paths(self.path)
+
 
 @dataclass(frozen=True)
-class Slab:
-    """Rows [first_row, first_row + n_rows) of one tensor; `index` is its place in every plan's `tensors`."""
+class WriteSettings:
+    """n_threads: 0 for all cores. measure: put each tensor's error against the source into the receipt.
 
-    index: int
-    first_row: int
-    n_rows: int
-
-
-def write_gguf(
-    outputs: Sequence[Output], *, n_threads: int = 0, force: bool = False, on_bytes: OnBytes | None = None
-) -> None:
-    """Write every output, or none under its final name.
-
-    outputs: plans of the same checkpoint. n_threads: 0 for all cores. on_bytes hears source bytes as they are done.
-    Raises OutputError before the first byte if a file exists (unless force) or the disk is short, CheckpointError
-    if a weight is not finite or a shard ends early.
+    hash_source: put the shards' SHA-256 there too (the source is read once more, side by side).
+    force: replace files that exist. restart: do not continue an earlier run.
+    on_bytes hears output bytes as they are written, resumed ones included; on_verify as they are read back.
     """
-    _check_outputs(outputs, force=force)
-    parts = [part_path(output.path) for output in outputs]
+
+    n_threads: int = 0
+    measure: bool = True
+    hash_source: bool = True
+    force: bool = False
+    restart: bool = False
+    on_bytes: OnBytes = lambda n: None
+    on_verify: OnBytes = lambda n: None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished artifact. n_resumed_bytes: how much of it an earlier run had done."""
+
+    output: Output
+    paths: tuple[Path, ...]
+    receipt: Path
+    n_resumed_bytes: int
+
+
+def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None) -> list[Written]:
+    """Write every output, verified and with its receipt, or none under its final name.
+
+    outputs: plans of the same checkpoint. Raises OutputError before the first byte if a file exists (unless force)
+    or the disk is short, CheckpointError if a weight is not finite or a shard ends early. What was done stays in
+    the .part file on Ctrl-C or a full disk, and is removed on any other error.
+    """
+    settings = settings or WriteSettings()
+    _check_outputs(outputs, force=settings.force)
+    writers: list[OutputWriter] = []
     try:
         with ExitStack() as stack:
-            descriptors = [_create(stack, output, part) for output, part in zip(outputs, parts, strict=True)]
-            _write_tensors(outputs, descriptors, n_threads or os.cpu_count() or 1, on_bytes or (lambda n: None))
-        for output, part in zip(outputs, parts, strict=True):
-            publish(part, output.path)
+            for output in outputs:
+                writers.append(OutputWriter(output, settings))
+                stack.callback(writers[-1].close)
+            hasher = stack.enter_context(SourceHasher(outputs[0].plan, enabled=settings.hash_source))
+            _write_slabs(writers, settings)
+            shard_hashes = hasher.result()
+            return [writer.finish(shard_hashes) for writer in writers]
     except OSError as error:
         raise OutputError(f"{outputs[0].path.parent}: {error.strerror or error}",
-                          hint="is the disk full or read-only?") from error
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+                          hint="free some space and run the same command again: it continues") from error
+    except MedliteError:
+        for writer in writers:
+            writer.discard()
+        raise
 
 
 def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
+    """Raise OutputError if a file may not be written or the disk cannot hold what is missing."""
+    needed: dict[Path, int] = {}
     for output in outputs:
-        check_writable(output.path, force=force)
-    for folder in {output.path.parent for output in outputs}:
-        needed = sum(output.plan.n_bytes for output in outputs if output.path.parent == folder)
-        check_free_space(folder, needed + FREE_SPACE_MARGIN_BYTES)
+        for path, file in zip(output.paths, output.plan.files, strict=True):
+            check_writable(path, force=force)
+            part = part_path(path)
+            held = part.stat().st_blocks * 512 if part.exists() else 0
+            needed[path.parent] = needed.get(path.parent, FREE_SPACE_MARGIN_BYTES) + max(file.n_bytes - held, 0)
+    for folder, n_bytes in needed.items():
+        check_free_space(folder, n_bytes)
 
 
-def _create(stack: ExitStack, output: Output, part: Path) -> int:
-    """Open the .part file at its full size with the header written."""
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    stack.callback(os.close, descriptor)
-    os.ftruncate(descriptor, output.plan.n_bytes)
-    _pwrite(descriptor, output.plan.header, 0)
-    return descriptor
+class OutputWriter:
+    """The .part files and the journal of one output. `write` may be called from several threads."""
+
+    def __init__(self, output: Output, settings: WriteSettings) -> None:
+        self.output, self.settings = output, settings
+        self.slabs = list(slabs_of(output.plan))
+        self._descriptors: list[int] = []
+        self._lock = threading.Lock()
+        key = fingerprint(output.plan)
+        self.journal: Journal = open_journal(journal_path(output.path), key, restart=settings.restart)
+        for path, file in zip(output.paths, output.plan.files, strict=True):
+            descriptor = os.open(part_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptors.append(descriptor)
+            os.ftruncate(descriptor, file.n_bytes)
+            _pwrite(descriptor, file.header, 0)
+        self._drop_lost_slabs()
+        self.n_resumed_bytes = sum(self._n_bytes(self.slabs[number]) for number in self.journal.done)
+        settings.on_bytes(self.n_resumed_bytes)
+
+    def _place(self, slab: Slab) -> tuple[int, int, int]:
+        """File index, position and length of a slab's bytes."""
+        plan = self.output.plan
+        tensor = plan.tensors[slab.tensor]
+        row_bytes = tensor.info.type.row_bytes(tensor.info.shape[-1])
+        position = len(plan.files[tensor.file].header) + tensor.info.offset + slab.first_row * row_bytes
+        return tensor.file, position, slab.n_rows * row_bytes
+
+    def _n_bytes(self, slab: Slab) -> int:
+        return self._place(slab)[2]
+
+    def _crc(self, slab: Slab) -> int:
+        file, position, length = self._place(slab)
+        return zlib.crc32(os.pread(self._descriptors[file], length, position))
+
+    def _drop_lost_slabs(self) -> None:
+        """Forget journalled slabs whose bytes are not in the .part file (a power cut, a touched file)."""
+        n_slabs = len(self.slabs)
+        lost = [number for number, (crc, _) in self.journal.done.items()
+                if not 0 <= number < n_slabs or self._crc(self.slabs[number]) != crc]
+        for number in lost:
+            del self.journal.done[number]
+
+    def lacks(self, slab: Slab) -> bool:
+        return slab.number not in self.journal.done
+
+    def write(self, slab: Slab, encoded: EncodedSlab) -> None:
+        """Put one slab's bytes where they belong and journal them."""
+        _pwrite(self._descriptors[encoded.file], encoded.data.data, encoded.position)
+        crc = zlib.crc32(encoded.data.data)
+        with self._lock:
+            self.journal.add(slab.number, crc, encoded.errors)
+            self.settings.on_bytes(encoded.data.nbytes)
+
+    def finish(self, shard_hashes: Mapping[Path, str]) -> Written:
+        """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
+        for slab in self.slabs:
+            crc, _ = self.journal.done[slab.number]
+            if self._crc(slab) != crc:
+                name = self.output.plan.tensors[slab.tensor].info.name
+                raise ArtifactError(f"{self.output.path}: {name} reads back differently from what was written",
+                                    hint="the disk or the memory is faulty; run the command again")
+        parts = [part_path(path) for path in self.output.paths]
+        for part, file in zip(parts, self.output.plan.files, strict=True):
+            header = read_header(part)
+            if header.n_file_bytes != file.n_bytes or header.data_start != len(file.header):
+                raise ArtifactError(f"{part}: {header.n_file_bytes} bytes, {file.n_bytes} were planned")
+        errors = {number: errors for number, (_, errors) in self.journal.done.items()}
+        sources = WrittenFacts(self.slabs, errors if self.settings.measure else None, shard_hashes)
+        receipt = make_receipt(self.output.plan, self.output.paths, parts, sources, self.settings.on_verify)
+        write_json_whole(receipt_path(self.output.path), receipt)
+        for part, path in zip(parts, self.output.paths, strict=True):
+            publish(part, path)
+        self.journal.path.unlink()
+        return Written(self.output, tuple(self.output.paths), receipt_path(self.output.path), self.n_resumed_bytes)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self.journal.close()
+
+    def discard(self) -> None:
+        """Remove the .part files and the journal."""
+        for path in self.output.paths:
+            part_path(path).unlink(missing_ok=True)
+        self.journal.path.unlink(missing_ok=True)
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
@@ -95,115 +203,30 @@ def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
         view, position = view[n:], position + n
 
 
-def _write_tensors(outputs: Sequence[Output], descriptors: Sequence[int], n_threads: int, on_bytes: OnBytes) -> None:
+def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> None:
     """Run the slabs through worker threads; the first error or Ctrl-C stops them all."""
-    checkpoint = outputs[0].plan.checkpoint
-    slabs = _slabs(outputs[0].plan)
+    slabs: Iterator[Slab] = iter(writers[0].slabs)
     lock, stop = threading.Lock(), threading.Event()
 
     def next_slab() -> Slab | None:
         with lock:
             return None if stop.is_set() else next(slabs, None)
 
+    def work(encoder: SlabEncoder) -> None:
+        while (slab := next_slab()) is not None:
+            lacking = [writer for writer in writers if writer.lacks(slab)]
+            if lacking:
+                encoded = encoder.encode(slab, [writer.output.plan for writer in lacking])
+                for writer, one in zip(lacking, encoded, strict=True):
+                    writer.write(slab, one)
+
+    n_threads = settings.n_threads or os.cpu_count() or 1
     with RowReader() as reader, ThreadPoolExecutor(n_threads) as pool:
-        reader.open(checkpoint.tensors)
-
-        def work() -> None:
-            encoder = SlabEncoder(reader)
-            while (slab := next_slab()) is not None:
-                n_bytes = encoder.write(slab, outputs, descriptors)
-                with lock:
-                    on_bytes(n_bytes)
-
-        workers = [pool.submit(work) for _ in range(n_threads)]
+        reader.open(writers[0].output.plan.checkpoint.tensors)
+        workers = [pool.submit(work, SlabEncoder(reader, measure=settings.measure)) for _ in range(n_threads)]
         try:
             wait(workers, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
         for worker in workers:
             worker.result()
-
-
-def _slabs(plan: QuantizationPlan) -> Iterator[Slab]:
-    """The plan's tensors cut into slabs of about SLAB_WEIGHTS, never inside a transform's row group."""
-    for index, tensor in enumerate(plan.tensors):
-        if tensor.source is None:
-            yield Slab(index, 0, 1)
-            continue
-        group = tensor.rule.transform.row_group(plan.checkpoint.config) if tensor.rule else 1
-        step = max(SLAB_WEIGHTS // tensor.source.row_length // group, 1) * group
-        for first in range(0, tensor.source.n_rows, step):
-            yield Slab(index, first, min(step, tensor.source.n_rows - first))
-
-
-class SlabEncoder:
-    """One worker: reads a slab once, converts it to float32 once, quantizes and writes it for every output."""
-
-    def __init__(self, reader: RowReader) -> None:
-        self.reader = reader
-        self.raw: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def write(self, slab: Slab, outputs: Sequence[Output], descriptors: Sequence[int]) -> int:
-        """Write `slab` into every output; returns the source bytes it took."""
-        first = outputs[0].plan.tensors[slab.index]
-        if first.extra is not None:
-            rows = np.ascontiguousarray(first.extra.values, np.float32).reshape(1, -1)
-            n_source_bytes = 0
-        else:
-            rows = self._read(outputs[0].plan, first, slab)
-            n_source_bytes = slab.n_rows * (first.source.row_bytes if first.source else 0)
-        done: dict[tuple[str, bool], NDArray[np.uint8]] = {}
-        for output, descriptor in zip(outputs, descriptors, strict=True):
-            info = output.plan.tensors[slab.index].info
-            importance = (output.plan.importance or {}).get(info.name)
-            key = (info.type.name, importance is None)
-            if key not in done:
-                done[key] = encode(info.type, rows, importance)
-            position = len(output.plan.header) + info.offset + slab.first_row * info.type.row_bytes(rows.shape[1])
-            _pwrite(descriptor, done[key].data, position)
-        return n_source_bytes
-
-    def _read(self, plan: QuantizationPlan, tensor: PlannedTensor, slab: Slab) -> NDArray[np.float32]:
-        """The slab's rows as float32 (n_rows, row_length), transformed and checked to be finite."""
-        source, rule = tensor.source, tensor.rule
-        assert source is not None
-        assert rule is not None
-        n_bytes = slab.n_rows * source.row_bytes
-        if self.raw.nbytes < n_bytes:
-            self.raw = np.empty(n_bytes, np.uint8)
-        self.reader.read_into(source, slab.first_row, self.raw.data[:n_bytes])
-        rows = to_float32(self.raw[:n_bytes], source.dtype).reshape(slab.n_rows, source.row_length)
-        _check_finite(rows, source, slab.first_row)
-        return rule.transform.apply(rows, rule.transform.row_group(plan.checkpoint.config))
-
-
-def to_float32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """The little-endian weights in `raw` as float32, exactly. dtype: F32, F16 or BF16."""
-    if dtype == "F32":
-        return raw.view("<f4").astype(np.float32, copy=False)
-    if dtype == "F16":
-        return raw.view("<f2").astype(np.float32)
-    wide = raw.view("<u2").astype(np.uint32)
-    np.left_shift(wide, 16, out=wide)
-    return wide.view(np.float32)
-
-
-def _check_finite(rows: NDArray[np.float32], source: SourceTensor, first_row: int) -> None:
-    """Raise CheckpointError naming tensor and row of the first NaN or infinity."""
-    finite = np.isfinite(rows)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise CheckpointError(
-            f"{source.path}: {source.name} row {first_row + row} column {column} is {rows[row, column]}",
-            hint="the checkpoint is damaged; a quantizer would spread this over the whole block")
-
-
-def encode(
-    ggml_type: GgmlType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
-) -> NDArray[np.uint8]:
-    """`rows` (n_rows, row_length) in `ggml_type`, as bytes. importance: (row_length,), the weight of each column."""
-    if ggml_type.name == "F32":
-        return np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
-    out = np.empty(rows.shape[0] * ggml_type.row_bytes(rows.shape[1]), np.uint8)
-    ggml.quantize_rows(ggml_type, np.ascontiguousarray(rows), out, importance)
-    return out

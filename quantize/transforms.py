@@ -20,12 +20,14 @@ Config = Mapping[str, Any]
 class Transform:
     """apply: slab (rows, row_length) and rows a group -> slab of the same shape.
 
-    row_group: how many rows belong together, from the config.
+    row_group: how many rows belong together, from the config. moves_only: values keep their bits, so the slab comes
+    in the source's dtype; else it comes as float32.
     """
 
     name: str
     apply: Callable[[Array, int], Array]
     row_group: Callable[[Config], int] = lambda config: 1
+    moves_only: bool = True
 
 
 def head_dim(config: Config) -> int:

@@ -12,7 +12,7 @@ from medlite.gguf_format import GGML_TYPES, read_header
 from quantize.checkpoint import open_checkpoint
 from quantize.plan import make_plan
 from quantize.recipes import RECIPES
-from quantize.to_gguf import Output, write_gguf
+from quantize.to_gguf import Output, WriteSettings, write_gguf
 
 # Layers enough that every eighth, sixteenth and "first four" of the mixtures is told apart.
 SHAPES = {
@@ -74,7 +74,8 @@ def test_every_recipe_equals_llama_quantize(
     folder, bf16 = sources[shape]
     importance = importance_of(bf16) if imatrix else None
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write_gguf([Output(make_plan(open_checkpoint(folder), RECIPES[recipe], importance=importance), ours)], n_threads=2)
+    write_gguf([Output(make_plan(open_checkpoint(folder), RECIPES[recipe], importance=importance), ours)],
+               WriteSettings(n_threads=2))
     llama_quantize(bf16, theirs, RECIPES[recipe].file_type, importance)
     assert_same_tensors(ours, theirs)
 
