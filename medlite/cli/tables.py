@@ -1,0 +1,75 @@
+"""Results as terminal tables of at most 80 columns. Pure functions: data in, rich tables out."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from medlite.files import format_bytes
+
+if TYPE_CHECKING:
+    from bench.compare import Comparison
+    from bench.intervals import Interval
+    from bench.summary import SummaryRow
+
+NOTHING = "·"
+VERDICT_STYLES = {"non-inferior": "green", "inferior": "red", "inconclusive": "yellow"}
+
+
+def comparison_table(rows: "Sequence[SummaryRow]") -> Table:
+    """One row an artifact, the baseline first: cost, accuracy, loss, flips, speed."""
+    table = _table("broke: right to wrong · fixed: wrong to right · second lines: 95 % intervals")
+    for name in ("", "size", "bits/\nweight", "peak\nmemory", "accuracy\n%", "loss\npoints", "broke\nfixed",
+                 "prefill\ntok/s", "decode\ntok/s"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        flips = NOTHING if row.right_to_wrong is None else f"{row.right_to_wrong}\n{row.wrong_to_right}"
+        loss = NOTHING if row.loss_points is None else interval_cell(row.loss_points, signed=True)
+        table.add_row(
+            row.name, format_bytes(row.n_bytes), f"{row.bits_per_weight:.2f}", format_bytes(row.peak_rss_bytes),
+            interval_cell(row.accuracy, scale=100), loss, flips,
+            speed_cell(row.prefill_tokens_per_second), speed_cell(row.decode_tokens_per_second),
+        )
+    return table
+
+
+def verdict_table(comparisons: "Sequence[Comparison]", p_values: Sequence[float]) -> Table:
+    """One row a candidate: distance from the baseline, test, verdict. p_values: adjusted, in the same order."""
+    table = _table("KL: from the baseline's next-token distribution to the candidate's, at the answer")
+    for name in ("", "verdict", "margin\npoints", "to decide\nquestions", "p\n(Holm)", "KL nats\nmean (99 %)",
+                 "same top\ntoken %"):
+        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
+    for comparison, p in zip(comparisons, p_values, strict=True):
+        verdict, kl, same = comparison.verdict, comparison.vocabulary_kl, comparison.top_token_agreement
+        style = VERDICT_STYLES[verdict.kind]
+        table.add_row(
+            comparison.candidate, f"[{style}]{verdict.kind}[/{style}]", f"{verdict.margin_points:g}",
+            f"{verdict.n_needed:,}" if verdict.n_needed else NOTHING, p_cell(p),
+            f"{kl.mean.value:.2g} ({kl.p99:.2g})" if kl else NOTHING, f"{100 * same.value:.1f}" if same else NOTHING,
+        )
+    return table
+
+
+def interval_cell(interval: "Interval", *, scale: float = 1.0, signed: bool = False) -> str:
+    """The value, and below it the interval."""
+    low, high = scale * interval.low, scale * interval.high
+    value = f"{scale * interval.value:+.1f}" if signed else f"{scale * interval.value:.1f}"
+    return f"{value}\n{low:.1f}..{high:.1f}"
+
+
+def speed_cell(tokens_per_second: float) -> str:
+    """Three digits or a whole number; a dot where it was not measured."""
+    if tokens_per_second <= 0:
+        return NOTHING
+    return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
+
+
+def p_cell(p: float) -> str:
+    """A p-value of two digits, or "<1e-6"."""
+    return "<1e-6" if p < 1e-6 else f"{p:.2g}"
+
+
+def _table(caption: str) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0), header_style="bold", caption=caption,
+                 caption_justify="left")
