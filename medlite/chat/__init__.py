@@ -1,0 +1,64 @@
+"""Talking with an artifact: templates, conversations, and a loaded model for callers in Python."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from medlite.artifact import Artifact, describe
+from medlite.chat.conversation import Conversation
+from medlite.chat.template import ChatTemplate, read_template
+from medlite.engines import open_engine
+from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
+from medlite.gguf_format import read_header
+from medlite.registry import resolve_model
+
+DEFAULT_SETTINGS = GenerationSettings()
+
+
+@dataclass
+class LoadedModel:
+    """An artifact in its engine, with its chat template if it has one. Use it in a `with`, or close it."""
+
+    artifact: Artifact
+    engine: Engine
+    template: ChatTemplate | None
+
+    def chat(self, system: str = "", settings: GenerationSettings = DEFAULT_SETTINGS) -> Conversation:
+        """A new conversation."""
+        return Conversation(self.engine, self.template, system, settings)
+
+    def stream(self, question: str, *, system: str = "",
+               settings: GenerationSettings = DEFAULT_SETTINGS) -> Iterator[GeneratedToken]:
+        """The answer to one question, token by token. Raises ContextError if the question does not fit."""
+        conversation = self.chat(system, settings)
+        # A single answer needs no more room than it was given; only a conversation keeps some for later.
+        return self.engine.generate(conversation.prompt_tokens(question), settings)
+
+    def ask(self, question: str, *, system: str = "", settings: GenerationSettings = DEFAULT_SETTINGS) -> str:
+        """The answer to one question; greedy, so the same question gets the same answer, unless settings say else."""
+        return "".join(step.text for step in self.stream(question, system=system, settings=settings)).strip()
+
+    def complete(self, text: str, settings: GenerationSettings = DEFAULT_SETTINGS) -> str:
+        """How the bare model continues `text`, without a template."""
+        return "".join(step.text for step in self.engine.generate(self.engine.tokenize(text), settings))
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def __enter__(self) -> "LoadedModel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(model: str | Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
+         kv_type: str = "f16", on_progress: Callable[[float], None] | None = None) -> LoadedModel:
+    """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`."""
+    path = resolve_model(str(model))
+    header = read_header(path)
+    artifact, template = describe(path, header), read_template(header)
+    del header  # a large vocabulary takes 100 MB of Python strings
+    engine = open_engine(path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
+                         on_progress=on_progress)
+    return LoadedModel(replace(artifact, path=path), engine, template)
