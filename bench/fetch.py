@@ -9,18 +9,25 @@ from medlite.errors import TaskError
 from medlite.files import cache_folder, file_sha256
 
 
-def load(task: Task, data: Path | None = None, *, n_shots: int = 0) -> tuple[list[Sample], list[Sample]]:
-    """The samples of a task and its few-shot examples, n_shots of each subject. data: a file instead of the hub's."""
-    if n_shots and (task.shots_file is None or task.read_shots is None):
+def load(
+    task: Task, data: Path | None = None, shots_data: Path | None = None, *, n_shots: int = 0,
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples of a task and its few-shot examples, n_shots of each subject.
+
+    data, shots_data: files in the common form instead of the hub's.
+    """
+    if n_shots and task.read_shots is None:
         raise TaskError(f"{task.name}: has no few-shot examples", hint="--shots 0")
     if data is not None:
         samples = read_samples(data, duplicate_options=task.duplicate_options)
     else:
         samples = task.read([fetch_file(file, task.name) for file in task.files])
     shots: list[Sample] = []
-    if n_shots and task.shots_file and task.read_shots:
-        shots = first_of_each_subject(task.read_shots(fetch_file(task.shots_file, task.name)), n_shots)
-    return samples, shots
+    if n_shots and shots_data is not None:
+        shots = read_samples(shots_data)
+    elif n_shots and task.read_shots:
+        shots = task.read_shots([fetch_file(file, task.name) for file in task.shots_files])
+    return samples, first_of_each_subject(shots, n_shots)
 
 
 def first_of_each_subject(samples: Sequence[Sample], n: int) -> list[Sample]:
@@ -36,7 +43,7 @@ def first_of_each_subject(samples: Sequence[Sample], n: int) -> list[Sample]:
 
 def is_local(task: Task) -> bool:
     """Whether the task runs without network: nothing to fetch, or all of it in the cache."""
-    return all(_cached(file) is not None for file in task.files)
+    return all(_cached(file) is not None for file in (*task.files, *task.shots_files))
 
 
 def fetch_file(file: HubFile, task_name: str) -> Path:

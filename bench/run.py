@@ -26,6 +26,7 @@ def run_in_child(
     settings: RunSettings | None = None,
     *,
     data: Path | None = None,
+    shots_data: Path | None = None,
     out: Path | None = None,
     resume: bool = False,
     force: bool = False,
@@ -34,15 +35,16 @@ def run_in_child(
 ) -> RunRecord:
     """The record of one question set on one artifact, measured in a fresh Python process.
 
-    data: questions of the user's own, instead of the task's published file. out: where the record is kept; None keeps
-    none. resume continues `out`'s unfinished part. Errors of the child are raised here as they were raised there.
-    worker: the module that the child runs.
+    data, shots_data: files of the user's own, instead of the task's published ones. out: where the record is kept;
+    None keeps none. resume continues `out`'s unfinished part. Errors of the child are raised here as they were raised
+    there. worker: the module that the child runs.
     """
     with tempfile.TemporaryDirectory(prefix="medlite-run-") as folder:
         path = out or Path(folder) / "run.jsonl"
         request = {
             "artifact": str(artifact_path), "task": task_name, "settings": asdict(settings or RunSettings()),
-            "data": str(data) if data else None, "out": str(path), "resume": resume, "force": force,
+            "data": str(data) if data else None, "shots_data": str(shots_data) if shots_data else None,
+            "out": str(path), "resume": resume, "force": force,
         }
         _talk(request, on_progress, worker)
         return read_record(path)

@@ -82,8 +82,8 @@ class Task:
     read: Callable[[Sequence[Path]], list[Sample]]
     build_prompt: PromptBuilder
     files: tuple[HubFile, ...] = ()
-    shots_file: HubFile | None = None
-    read_shots: Callable[[Path], list[Sample]] | None = None
+    shots_files: tuple[HubFile, ...] = ()
+    read_shots: Callable[[Sequence[Path]], list[Sample]] | None = None
     harness_task: str = ""
     measure: str = "accuracy"
     duplicate_options: str = "error"  # "kept": the published set has such rows, and dropping them would change n

@@ -1,7 +1,8 @@
 """The child's side of `bench.run`: one request on stdin, JSON lines on stdout, one measurement, the end.
 
-Request: an object with artifact, task, settings, data, out, resume, force. Answers: {"progress": [phase, done, total]},
-{"error": {type, message, hint}}, {"done": true}. What native libraries print on stdout goes to stderr.
+Request: an object with artifact, task, settings, data, shots_data, out, resume, force.
+Answers: {"progress": [phase, done, total]}, {"error": {type, message, hint}}, {"done": true}.
+What native libraries print on stdout goes to stderr.
 """
 
 import json
@@ -63,7 +64,10 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
     settings = RunSettings(**request["settings"])
     data = Path(request["data"]) if request["data"] else None
     task = local_task(data) if request["task"] == "local" and data else find_task(request["task"])
-    samples, shots = fetch.load(task, data, n_shots=settings.n_shots)
+    shots_data = Path(request["shots_data"]) if request.get("shots_data") else None
+    samples, shots = fetch.load(task, data, shots_data, n_shots=settings.n_shots)
+    if data is not None:
+        task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size
     questions = prepare(task, samples, shots, settings)
     path = Path(request["artifact"])
     header = read_header(path)

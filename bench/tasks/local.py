@@ -3,62 +3,54 @@
 JSON lines, one object a line:
     {"id": "q1", "question": "...", "options": {"A": "...", "B": "..."}, "answer": "A"}
 CSV and Parquet, one row a question: columns id, question, answer, A, B, C, ...
-Optional in all: subject, context.
+Optional in all: subject, context; in JSON lines also "true_options": ["A", "C"] where several are right.
 
 A row that cannot be scored without guessing is an error that names the file and the row: no row is ever skipped.
 """
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.prompts import question_letters_answer
 from bench.task import LETTERS, Sample, Task
-from medlite.errors import MissingExtraError, TaskError
+from bench.tasks.rows import checked, read_csv, read_jsonl, read_parquet
+from medlite.errors import TaskError
 
-MAX_OPTIONS = len(LETTERS)
+READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
 
 
 def read_samples(path: Path, *, duplicate_options: str = "error") -> list[Sample]:
     """Every sample of `path`, in file order. Raises TaskError naming the first row that is not in the common form."""
-    rows = ROW_READERS.get(path.suffix.lower())
-    if rows is None:
-        raise TaskError(f"{path}: unknown kind of question file {path.suffix!r}", hint=f"use {', '.join(ROW_READERS)}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise TaskError(f"{path}: unknown kind of question file {path.suffix!r}", hint=f"use {', '.join(READERS)}")
     if not path.is_file():
         raise TaskError(f"{path}: no such file")
-    samples: list[Sample] = []
-    seen: dict[str, str] = {}
-    for where, row in rows(path):
-        sample = sample_from_row(row, where, duplicate_options=duplicate_options)
-        if sample.id in seen:
-            raise TaskError(f"{where}: id {sample.id!r} stands already in {seen[sample.id]}")
-        seen[sample.id] = where
-        samples.append(sample)
+    rows = ((where, sample_from_row(row, where)) for where, row in reader(path))
+    samples = checked(rows, duplicate_options=duplicate_options)
     if not samples:
         raise TaskError(f"{path}: holds no question")
     return samples
 
 
-def sample_from_row(row: Any, where: str, *, duplicate_options: str = "error") -> Sample:
+def sample_from_row(row: Any, where: str) -> Sample:
     """One sample from one row in the common form. `where` names file and row in the errors."""
     if not isinstance(row, Mapping):
         raise TaskError(f"{where}: found {type(row).__name__}, an object was needed")
     sample_id, question = _text(row, "id", where), _text(row, "question", where)
     where = f"{where} (id {sample_id})"
     letters, options = _options(row, where)
-    if duplicate_options == "error":
-        _check_distinct(letters, options, where)
-    answer = _text(row, "answer", where).strip()
-    if answer not in letters:
-        raise TaskError(f"{where}: answer {answer!r} is not among the options {', '.join(letters)}")
     context = row.get("context") or ""
     if isinstance(context, list):
         context = "\n".join(str(part) for part in context)
+    true_options = row.get("true_options") or []
+    if not isinstance(true_options, list):
+        raise TaskError(f"{where}: true_options hold {true_options!r}, a list of letters was needed")
     return Sample(
-        id=sample_id, question=question, options=options, answer=letters.index(answer), context=str(context),
-        subject=str(row.get("subject") or ""),
+        id=sample_id, question=question, options=options,
+        answer=_index(letters, _text(row, "answer", where).strip(), where), context=str(context),
+        subject=str(row.get("subject") or ""), true_options=tuple(_index(letters, one, where) for one in true_options),
     )
 
 
@@ -80,13 +72,19 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
+def _index(letters: list[str], letter: object, where: str) -> int:
+    if letter not in letters:
+        raise TaskError(f"{where}: answer {letter!r} is not among the options {', '.join(letters)}")
+    return letters.index(str(letter))
+
+
 def _options(row: Mapping[str, Any], where: str) -> tuple[list[str], tuple[str, ...]]:
     """Letters and texts of the options. Letters must be A, B, C, ... without a gap, or prompts would misname them."""
     options = row.get("options")
     if options is None:
         options = {letter: row[letter] for letter in LETTERS if row.get(letter) not in (None, "")}
-    if not isinstance(options, Mapping) or not 2 <= len(options) <= MAX_OPTIONS:
-        raise TaskError(f"{where}: options hold {options!s:.80}, 2 to {MAX_OPTIONS} lettered texts were needed")
+    if not isinstance(options, Mapping) or not 2 <= len(options) <= len(LETTERS):
+        raise TaskError(f"{where}: options hold {options!s:.80}, 2 to {len(LETTERS)} lettered texts were needed")
     letters = sorted(options)
     if letters != list(LETTERS[: len(letters)]):
         raise TaskError(f"{where}: options are lettered {', '.join(letters)}, {LETTERS[: len(letters)]} was needed")
@@ -94,53 +92,3 @@ def _options(row: Mapping[str, Any], where: str) -> tuple[list[str], tuple[str, 
         if not isinstance(options[letter], str) or not options[letter].strip():
             raise TaskError(f"{where}: option {letter} holds {options[letter]!r}, a text was needed")
     return letters, tuple(options[letter] for letter in letters)
-
-
-def _check_distinct(letters: Sequence[str], options: Sequence[str], where: str) -> None:
-    first: dict[str, str] = {}
-    for letter, option in zip(letters, options, strict=True):
-        plain = " ".join(option.split())
-        if plain in first:
-            raise TaskError(f"{where}: options {first[plain]} and {letter} are the same text {plain:.60}",
-                            hint="a question with two equal options has no single right letter: correct the row")
-        first[plain] = letter
-
-
-def _rows_of_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"{path} line {number}", json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise TaskError(f"{path} line {number}: no JSON: {error}") from error
-
-
-def _rows_of_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        try:
-            for number, row in enumerate(reader, start=1):
-                if None in row:
-                    raise TaskError(f"{path} row {number}: more cells than the header has columns")
-                yield f"{path} row {number}", row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise TaskError(f"{path} near line {reader.line_num}: no CSV: {error}") from error
-
-
-def rows_of_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a Parquet file, each with its name for errors. Needs the extra [data]."""
-    try:
-        from pyarrow import ArrowInvalid, parquet  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data") from error
-    try:
-        table = parquet.read_table(path)
-    except (ArrowInvalid, OSError) as error:
-        raise TaskError(f"{path}: no Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{path} row {number}", row
-
-
-ROW_READERS = {".jsonl": _rows_of_jsonl, ".csv": _rows_of_csv, ".parquet": rows_of_parquet}

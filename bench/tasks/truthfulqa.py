@@ -1,0 +1,63 @@
+"""TruthfulQA multiple choice: one true answer among false ones (MC1), or several true ones (MC2).
+
+Source: Lin et al. 2022, TruthfulQA (arXiv 2109.07958).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.prompts import truthfulqa
+from bench.task import HubFile, Sample, Task
+from bench.tasks.rows import checked, read_parquet
+from medlite.errors import TaskError
+
+FILE = HubFile("truthfulqa/truthful_qa", "multiple_choice/validation-00000-of-00001.parquet",
+               "741b8276f2d1982aa3d5b832d3ee81ed3b896490")
+
+
+def to_sample(row: Mapping[str, Any], number: int, targets: str) -> Sample:
+    """A row: question, and mc1_targets or mc2_targets with choices and labels (1: true)."""
+    choices, labels = row[targets]["choices"], row[targets]["labels"]
+    true = tuple(i for i, label in enumerate(labels) if label == 1)
+    return Sample(f"truthfulqa-{number:03}", str(row["question"]), tuple(str(choice) for choice in choices), true[0],
+                  true_options=true if targets == "mc2_targets" else ())
+
+
+def _read(paths: Sequence[Path], targets: str) -> list[Sample]:
+    def samples() -> Any:
+        for number, (where, row) in enumerate(read_parquet(paths[0])):
+            try:
+                yield where, to_sample(row, number, targets)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise TaskError(f"{where}: not a TruthfulQA row: {error!r}") from error
+
+    return checked(samples(), duplicate_options="kept")
+
+
+MC1 = Task(
+    name="truthfulqa_mc1",
+    title="TruthfulQA MC1: one true option",
+    n_samples=817,
+    licence="Apache-2.0",
+    source=FILE.repo,
+    files=(FILE,),
+    read=lambda paths: _read(paths, "mc1_targets"),
+    build_prompt=truthfulqa,
+    harness_task="truthfulqa_mc1",
+    duplicate_options="kept",
+)
+
+MC2 = Task(
+    name="truthfulqa_mc2",
+    title="TruthfulQA MC2: probability on true options",
+    n_samples=817,
+    licence="Apache-2.0",
+    source=FILE.repo,
+    files=(FILE,),
+    read=lambda paths: _read(paths, "mc2_targets"),
+    build_prompt=truthfulqa,
+    harness_task="truthfulqa_mc2",
+    measure="true_mass",
+    duplicate_options="kept",
+)
