@@ -129,6 +129,10 @@ class Conversation:
         """Forget all turns; the system text and the settings stay."""
         self.turns.clear()
 
+    def reseed(self) -> None:
+        """Let the same question draw another reply."""
+        self.settings = replace(self.settings, seed=self.settings.seed + 1)
+
     def set_temperature(self, temperature: float) -> None:
         self.settings = replace(self.settings, temperature=temperature)
 

@@ -1,0 +1,155 @@
+"""`medlite generate`: one prompt, one answer on stdout."""
+
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from medlite.chat import LoadedModel
+    from medlite.engines.engine import GenerationSettings
+
+
+def model_options(command: Any) -> Any:
+    """The options that decide how a model is loaded; chat and generate share them."""
+    for option in reversed((
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                     help="Where to run."),
+        click.option("--context", "n_context", type=click.IntRange(min=1), metavar="TOKENS",
+                     help="Context length. Default: from the model's training and the free memory."),
+        click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
+        click.option("--kv-type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", show_default=True,
+                     help="Type of the KV cache; q8_0 halves its memory."),
+    )):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Any) -> Any:
+    """The options that decide how tokens are chosen."""
+    for option in reversed((
+        click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True,
+                     help="Longest reply, in tokens."),
+        click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
+                     help="0 always takes the likeliest token, so answers repeat."),
+        click.option("--top-k", type=click.IntRange(min=0), default=40, show_default=True,
+                     help="Draw from the K likeliest tokens; 0 from all."),
+        click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True,
+                     help="Draw from the likeliest tokens that together reach this probability."),
+        click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True,
+                     help="Leave out tokens below this share of the likeliest one's probability."),
+        click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+                     help="Above 1, tokens said lately become less likely."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="The same seed draws the same text."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be repeated."),
+    )):
+        command = option(command)
+    return command
+
+
+def sampling_settings(options: dict[str, Any]) -> "GenerationSettings":
+    """The settings among a command's options; they are taken out of `options`."""
+    from medlite.engines.engine import GenerationSettings
+
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
+    return GenerationSettings(**{name: options.pop(name) for name in names})
+
+
+@click.command(epilog="""\b
+Examples:
+  medlite generate demo "What class of drug is metformin?"
+  echo "Name the antidote for paracetamol." | medlite generate model.gguf -
+  medlite generate model.gguf --raw "The patient was given" --max-tokens 40
+  medlite generate model.gguf "List three macrolides." --json
+
+No medical device, not for diagnosis.""")
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--system", default="", metavar="TEXT", help="Instructions before the prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
+@click.option("--stats", is_flag=True, help="Print speed and token counts on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@sampling_options
+@model_options
+def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool, as_json: bool,
+            **options: Any) -> None:
+    """Answer one PROMPT with MODEL and exit. MODEL: a .gguf file, or demo. PROMPT: a text, or - to read stdin."""
+    text = _prompt_text(prompt)
+    settings = sampling_settings(options)
+    with load_shown(model, quiet=as_json, **options) as loaded:
+        if not raw and loaded.template is None and not as_json:
+            click.echo("This model has no chat template: it continues the prompt as plain text.", err=True)
+        tokens = loaded.engine.tokenize(text) if raw else loaded.chat(system, settings).prompt_tokens(text)
+        answer = _answer(loaded, tokens, settings, show=not as_json)
+        answer |= {"prompt": text, "settings": asdict(settings)}
+    if as_json:
+        from medlite.cli import print_json
+
+        print_json(answer)
+    elif stats:
+        click.echo(f"{answer['n_prompt_tokens']} prompt tokens, {answer['n_tokens']} tokens, first after "
+                   f"{answer['first_token_seconds']:.2f} s, then {answer['tokens_per_second']:.1f} tokens/s "
+                   f"({answer['device']}, {answer['finish']})", err=True)
+
+
+def _prompt_text(prompt: str | None) -> str:
+    """The prompt as given, or stdin for `-` and for a pipe without a prompt."""
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("a PROMPT is needed, or - to read it from stdin")
+    if prompt is None or prompt == "-":
+        raw = sys.stdin.buffer.read()
+        prompt = raw.decode("utf-8", errors="replace")
+        if "�" in prompt and "�".encode() not in raw:
+            click.echo("warning: stdin is not valid UTF-8; the bad bytes were replaced", err=True)
+        prompt = prompt.rstrip("\r\n")
+    if not prompt.strip():
+        raise click.UsageError("the prompt is empty")
+    return prompt
+
+
+def load_shown(model: str, *, quiet: bool, **options: Any) -> "LoadedModel":
+    """The model, loaded with a sign of life on a terminal; its warnings on stderr."""
+    from medlite.chat import load
+
+    if quiet or not sys.stderr.isatty():
+        loaded = load(model, **options)
+    else:
+        from medlite.cli.display import stderr
+
+        with stderr.status("loading") as status:
+            loaded = load(model, on_progress=lambda share: status.update(f"loading {share:.0%}"), **options)
+    for warning in loaded.engine.info.warnings:
+        click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+    return loaded
+
+
+def _answer(loaded: "LoadedModel", tokens: list[int], settings: "GenerationSettings", *, show: bool) -> dict[str, Any]:
+    """The reply, streamed to stdout if `show`, and its facts."""
+    pieces: list[str] = []
+    log_probabilities: list[float] = []
+    finish = None
+    started = time.perf_counter()
+    first = started
+    for step in loaded.engine.generate(tokens, settings):
+        if not log_probabilities:
+            first = time.perf_counter()
+        pieces.append(step.text)
+        log_probabilities.append(step.log_probability)
+        finish = step.finish
+        if show and step.text:
+            sys.stdout.write(step.text)
+            sys.stdout.flush()
+    seconds = time.perf_counter() - first
+    if show:
+        click.echo()
+    info, n = loaded.engine.info, len(log_probabilities)
+    return {
+        "reply": "".join(pieces), "finish": finish, "n_prompt_tokens": len(tokens), "n_tokens": n,
+        "mean_log_probability_nats": sum(log_probabilities) / n if n else None,
+        "first_token_seconds": first - started, "tokens_per_second": (n - 1) / seconds if n > 1 and seconds else 0.0,
+        "model": info.model_name, "recipe": loaded.artifact.recipe,
+        "engine": info.engine_version, "device": info.device, "n_context": info.n_context,
+    }
