@@ -190,7 +190,7 @@ def _parse_tensor(path: Path, name: str, entry: Any, data_start: int) -> SourceT
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where}: header entry is a {type(entry).__name__}, an object was needed")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(f"{where}: unknown dtype {dtype!r}", hint=f"known: {', '.join(DTYPE_BYTES)}")
     if not (isinstance(shape, list) and all(is_count(n) for n in shape)):
         raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")

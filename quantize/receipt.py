@@ -44,6 +44,22 @@ def read_receipt(path: Path) -> dict[str, Any]:
     return receipt
 
 
+def is_current(plan: QuantizationPlan, path: Path) -> bool:
+    """True if the artifact at `path` is what `plan` would write from this source, by its receipt and sizes."""
+    try:
+        receipt = read_receipt(receipt_path(path))
+        sizes = [one.stat().st_size for one in plan.paths(path)]
+    except (ArtifactError, OSError):
+        return False
+    shards = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()})
+    return (receipt.get("made_by") == made_by()
+            and [file.get("header_sha256") for file in receipt.get("files", [])]
+            == [hashlib.sha256(file.header).hexdigest() for file in plan.files]
+            and sizes == [file.n_bytes for file in plan.files]
+            and [shard.get("sha256") for shard in receipt.get("source", {}).get("shards", [])]
+            == [file_sha256(shard) for shard in shards])
+
+
 @dataclass(frozen=True)
 class WrittenFacts:
     """What the conversion learned. errors: by slab number, None if not measured. shard_hashes: hex SHA-256."""

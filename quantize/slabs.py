@@ -76,6 +76,11 @@ class SlabEncoder:
             result.append(EncodedSlab(data, tensor.file, position, errors))
         return result
 
+    def measure_slab(self, slab: Slab, plan: QuantizationPlan, data: NDArray[np.uint8]) -> RowErrors:
+        """The errors of `data`, a slab that something else encoded, against the source."""
+        tensor = plan.tensors[slab.tensor]
+        return measure_errors(tensor.info.type, self._rows(plan, tensor, slab), data)
+
     def _encode_one(
         self, tensor: PlannedTensor, rows: Rows, importance: NDArray[np.float32] | None, slab: Slab
     ) -> tuple[NDArray[np.uint8], RowErrors]:

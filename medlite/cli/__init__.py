@@ -1,6 +1,7 @@
 """The `medlite` command: a table of subcommands, each imported only when it is called."""
 
 import importlib
+import logging
 import os
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ for _name, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("HF_HUB_DISABLE_TELEMETRY
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("medlite.cli.demo", "Quantize, run and measure the embedded model: the whole of medlite in a minute."),
     "quantize": ("medlite.cli.quantize", "Turn a Hugging Face checkpoint into low-bit GGUF files, in one pass."),
+    "verify": ("medlite.cli.verify", "Check a GGUF file against its receipt, or against its source."),
     "chat": ("medlite.cli.chat", "Talk with a model in the terminal, offline."),
     "generate": ("medlite.cli.generate", "Answer one prompt and exit."),
     "bench": ("medlite.cli.bench", "Measure what low bits cost on medical questions."),
@@ -56,6 +58,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a MedliteError becomes two lines on stderr and exit code 1, Ctrl-C exit code 130."""
+    logging.getLogger("gguf").setLevel(logging.ERROR)  # its guesses are checked by our own tokenizer gate
     try:
         cli.main(standalone_mode=False)
     except MedliteError as error:
