@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, int], ...] = (
     ("bench", 4),
 )
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
-PRINTERS = {"medlite/demo", "quantize/kernels/measure.py"}  # programs run with python -m, not libraries
+PRINTERS = {"medlite/demo", "quantize/measure.py", "quantize/kernels/measure.py"}  # programs run with python -m, not libraries
 
 
 def module_name(path: Path) -> str:
