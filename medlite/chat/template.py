@@ -14,6 +14,8 @@ from medlite.errors import ArtifactError
 from medlite.gguf_format import Header
 
 PROBE = "MEDLITE-PROBE"
+# What a template's code can raise beside jinja2.TemplateError, which includes the sandbox's own refusals.
+TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ChatTemplate:
             messages = fold_system(messages)
         try:
             return self._run(messages, add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
+        except (jinja2.TemplateError, *TEMPLATE_FAILURES) as error:
             raise ArtifactError(f"the chat template refuses the conversation: {error}",
                                 hint="--raw sends the prompt without a template") from error
 
@@ -72,7 +74,7 @@ class ChatTemplate:
 
         try:
             return PROBE in self._run([Message("system", PROBE), Message("user", "a")], True)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError):
+        except (jinja2.TemplateError, *TEMPLATE_FAILURES):
             return False
 
 
