@@ -3,6 +3,7 @@
 import ctypes
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ F32, F16, BF16 = (GGML_TYPES[name].id for name in ("F32", "F16", "BF16"))
 PLAIN = ("F32", "F16", "BF16")
 CASES = [(name, weighted) for name, row in GGML_TYPES.items() for weighted in (False, True)
          if KERNELS and KERNELS.supports(row.id, weighted) and not (name in PLAIN and weighted)]
+GRID_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+OVERFLOWING = ("large", "some largest bf16", "all largest bf16", "blocks of all sizes", "all exponents")
 LARGEST_BF16 = np.uint32(0x7F7F0000).view(np.float32)
 
 Weights = NDArray[np.float32]
@@ -89,7 +92,23 @@ def encoded(name: str, x: NDArray, importance: Weights | None, isa: str | None, 
     return out
 
 
+def overflow_refused(name: str, x: Weights, importance: Weights | None) -> Weights:
+    """The rows that `name` can hold. ggml aborts the process at the others; here every instruction set refuses them."""
+    kept = []
+    for row in np.split(x, len(x)):
+        able = []
+        for isa in ISAS:
+            with suppress(RecipeError):
+                encoded(name, row, importance, isa)
+                able.append(isa)
+        assert len(able) in (0, len(ISAS)), f"{name}: only {able} encode this row"
+        kept += [row] if able else []
+    return np.concatenate([*kept, np.zeros((1, x.shape[1]), np.float32)])
+
+
 def assert_equal_to_ggml(name: str, x: Weights, importance: Weights | None, what: str) -> None:
+    if name in GRID_TYPES and what.startswith(OVERFLOWING):
+        x = overflow_refused(name, x, importance)
     expected = oracle(name, x, importance)
     for isa in ISAS:
         n_wrong = int((encoded(name, x, importance, isa) != expected).sum())
@@ -148,6 +167,15 @@ def test_a_weight_that_is_not_finite_names_its_row(name: str, value: float, isa:
             with pytest.raises(kernels.NotFiniteError, match=f"row {row} ") as raised:
                 encoded(name, rows, None, isa, source)
             assert raised.value.row == row
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", [name for name in GRID_TYPES if name in dict(CASES)])
+def test_weights_that_overflow_a_grid_search_are_refused(name: str, isa: str) -> None:
+    x = dict(kinds_of_weights(3, 512, seed=9))["normal"]
+    x[1] *= np.float32(1e36)
+    with pytest.raises(RecipeError, match=f"row 1 holds weights so large that the {name} search overflows"):
+        encoded(name, x, np.ones(512, np.float32), isa)
 
 
 def test_what_does_not_fit_together_is_refused_before_memory_is_touched() -> None:

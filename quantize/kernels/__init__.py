@@ -24,7 +24,7 @@ BEST_ISA = -1
 SOURCE_TYPES = {GGML_TYPES[name].id: GGML_TYPES[name] for name in ("F32", "F16", "BF16")}
 
 # Source: encode.cc.
-_UNSUPPORTED_TYPE, _NOT_FINITE = -1, -2
+_UNSUPPORTED_TYPE, _NOT_FINITE, _OVERFLOW_IN_SEARCH = -1, -2, -4
 
 
 class NotFiniteError(CheckpointError):
@@ -65,7 +65,8 @@ class Kernels:
 
         source_type: the ggml id of F32, F16 or BF16. source, out: contiguous memory of exactly the bytes that
         shape and types need. importance: (n_per_row,) weights of the columns. The GIL is released.
-        Raises NotFiniteError, which names the row, and RecipeError if type, shape and memory do not fit together.
+        Raises NotFiniteError, which names the row, and RecipeError if type, shape and memory do not fit together or
+        (IQ2 and IQ3 only) weights around 1e18 and above overflow the search.
         """
         n_rows, n_per_row = shape
         read = _address(source, _n_bytes(source_type, n_rows, n_per_row, SOURCE_TYPES), writable=False)
@@ -81,6 +82,10 @@ class Kernels:
             BEST_ISA if isa is None else self.isas.index(isa), ctypes.byref(bad_row))
         if done == _NOT_FINITE:
             raise NotFiniteError(bad_row.value)
+        if done == _OVERFLOW_IN_SEARCH:
+            raise RecipeError(f"row {bad_row.value} holds weights so large that the {GGML_TYPES_BY_ID[ggml_type].name} "
+                              "search overflows float32 (ggml aborts there)",
+                              hint="give this tensor a type without a grid, for example Q2_K or Q3_K")
         if done == _UNSUPPORTED_TYPE:
             raise RecipeError(f"{GGML_TYPES_BY_ID[ggml_type].name}: the kernels do not encode this type"
                               f"{'' if importance is not None else ' without importance weights'}",

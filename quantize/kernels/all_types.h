@@ -9,6 +9,8 @@
 #include "legacy.h"
 #include "iq4.h"
 #include "ternary.h"
+#include "iq_search.h"
+#include "iq_grid.h"
 #include "encode_rows.h"
 
 namespace MEDLITE_ISA {
@@ -34,6 +36,11 @@ const TypeRow TYPES[] = {
     row<GGML_Q6_K, Q6_K>(),
     row<GGML_IQ4_NL, IQ4_NL>(),
     row<GGML_IQ4_XS, IQ4_XS>(),
+    row<GGML_IQ2_XXS, IQ2_XXS>(),
+    row<GGML_IQ2_XS, IQ2_XS>(),
+    row<GGML_IQ2_S, IQ2_S>(),
+    row<GGML_IQ3_XXS, IQ3_XXS>(),
+    row<GGML_IQ3_S, IQ3_S>(),
     row<GGML_TQ1_0, TQ1_0>(),
     row<GGML_TQ2_0, TQ2_0>(),
 };

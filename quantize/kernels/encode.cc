@@ -4,7 +4,7 @@
 namespace {
 
 enum : int { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
-enum : int64_t { UNSUPPORTED_TYPE = -1, NOT_FINITE = -2, BAD_ARGUMENTS = -3 };
+enum : int64_t { UNSUPPORTED_TYPE = -1, NOT_FINITE = -2, BAD_ARGUMENTS = -3, OVERFLOW_IN_SEARCH = -4 };
 
 int best_isa() {
 #ifdef MEDLITE_X86
@@ -56,8 +56,8 @@ int medlite_supports(int type, int with_importance) {
     return find(PORTABLE, type) && (with_importance || !needs_importance(type));
 }
 
-// Encode n_rows x n_per_row weights. Returns the bytes written, or UNSUPPORTED_TYPE, NOT_FINITE (*bad_row is the row) or
-// BAD_ARGUMENTS. isa: -1 for the best. importance: n_per_row floats or NULL.
+// Encode n_rows x n_per_row weights. Returns the bytes written, or UNSUPPORTED_TYPE, BAD_ARGUMENTS, or NOT_FINITE or
+// OVERFLOW_IN_SEARCH with *bad_row the row. isa: -1 for the best. importance: n_per_row floats or NULL.
 int64_t medlite_encode(int type, int source_type, const void *source, void *target, int64_t n_rows, int64_t n_per_row,
                        const float *importance, int isa, int64_t *bad_row) {
     int best = best_isa();
@@ -67,10 +67,10 @@ int64_t medlite_encode(int type, int source_type, const void *source, void *targ
     if (n_per_row % row->block_weights || (n_rows && (!source || !target))) return BAD_ARGUMENTS;
     Task task = {source_type, source_size(source_type), (const uint8_t *)source, (uint8_t *)target,
                  n_rows,      n_per_row,                importance};
-    int64_t bad = row->encode(task);
-    if (bad >= 0) {
-        if (bad_row) *bad_row = bad;
-        return NOT_FINITE;
+    Outcome outcome = row->encode(task);
+    if (outcome.problem != Problem::NONE) {
+        if (bad_row) *bad_row = outcome.row;
+        return outcome.problem == Problem::NOT_FINITE ? NOT_FINITE : OVERFLOW_IN_SEARCH;
     }
     return n_rows * (n_per_row / row->block_weights) * row->block_bytes;
 }

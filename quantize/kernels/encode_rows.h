@@ -20,16 +20,15 @@ static F row_variances(const Task &task, int64_t first_row, int64_t n_rows) {
     return sum / float(task.n_per_row);
 }
 
-static int64_t first_bad_block(I peak, int64_t first_block) {
+static int64_t first_lane(I mask) {
     for (int k = 0; k < W; ++k)
-        if (peak[k] >= 0x7f800000) return first_block + k;
-    return first_block;
+        if (mask[k]) return k;
+    return 0;
 }
 
 // Blocks first .. first + n - 1 of the slab, n <= W. variances: of the rows from first_row on, or nullptr.
-// Returns -1, or the first block that holds an infinity or NaN.
 template <typename Type>
-static int64_t encode_group(const Task &task, int64_t first, int n, const float *variances, int64_t first_row) {
+static Outcome encode_group(const Task &task, int64_t first, int n, const float *variances, int64_t first_row) {
     constexpr int N = Type::WEIGHTS;
     F x[N], q[N], variance{};
     I words[(Type::BYTES + 3) / 4];
@@ -43,27 +42,31 @@ static int64_t encode_group(const Task &task, int64_t first, int n, const float 
             if (variances) variance[k] = variances[block / blocks_per_row - first_row];
         }
     }
-    I peak = load_columns(lanes, N, x);
-    if (any(peak >= 0x7f800000)) return first_bad_block(peak, first);
+    I not_finite = load_columns(lanes, N, x) >= 0x7f800000;
+    if (any(not_finite)) return {Problem::NOT_FINITE, (first + first_lane(not_finite)) / blocks_per_row};
     if (task.importance) load_columns(importance, N, q);
-    Type::encode(x, task.importance ? q : nullptr, variance, words);
+    I failed{};
+    if constexpr (std::is_void_v<decltype(Type::encode(x, q, variance, words))>)
+        Type::encode(x, task.importance ? q : nullptr, variance, words);
+    else
+        failed = Type::encode(x, task.importance ? q : nullptr, variance, words);
+    if (any(failed)) return {Problem::OVERFLOW_IN_SEARCH, (first + first_lane(failed)) / blocks_per_row};
     store_blocks<Type::BYTES>(words, task.target + first * Type::BYTES, n);
-    return -1;
+    return {};
 }
 
 template <typename Type>
-static int64_t encode_range(const Task &task, int64_t first, int64_t end, const float *variances, int64_t first_row) {
+static Outcome encode_range(const Task &task, int64_t first, int64_t end, const float *variances, int64_t first_row) {
     for (int64_t block = first; block < end; block += W) {
         int n = end - block < W ? int(end - block) : W;
-        int64_t bad = encode_group<Type>(task, block, n, variances, first_row);
-        if (bad >= 0) return bad / (task.n_per_row / Type::WEIGHTS);
+        Outcome outcome = encode_group<Type>(task, block, n, variances, first_row);
+        if (outcome.problem != Problem::NONE) return outcome;
     }
-    return -1;
+    return {};
 }
 
-// Returns -1, or the first row that holds an infinity or NaN.
 template <typename Type>
-static int64_t encode_rows(const Task &task) {
+static Outcome encode_rows(const Task &task) {
     int64_t blocks_per_row = task.n_per_row / Type::WEIGHTS;
     if (Type::WEIGHTS != 32 || !task.importance)
         return encode_range<Type>(task, 0, task.n_rows * blocks_per_row, nullptr, 0);
@@ -72,10 +75,10 @@ static int64_t encode_rows(const Task &task) {
         F variance = row_variances(task, row, n);
         float variances[W];
         memcpy(variances, &variance, sizeof variances);
-        int64_t bad = encode_range<Type>(task, row * blocks_per_row, (row + n) * blocks_per_row, variances, row);
-        if (bad >= 0) return bad;
+        Outcome outcome = encode_range<Type>(task, row * blocks_per_row, (row + n) * blocks_per_row, variances, row);
+        if (outcome.problem != Problem::NONE) return outcome;
     }
-    return -1;
+    return {};
 }
 
 // ---- F32, F16, BF16 to each other, W weights at a time.
@@ -99,7 +102,7 @@ LANE_FN I convert_one(const uint8_t *from, int64_t index, uint8_t *to) {
 }
 
 template <int SOURCE, int TARGET>
-static int64_t convert_rows(const Task &task) {
+static Outcome convert_rows(const Task &task) {
     constexpr int FROM = SOURCE == GGML_F32 ? 4 : 2, TO = TARGET == GGML_F32 ? 4 : 2;
     for (int64_t row = 0; row < task.n_rows; ++row) {
         const uint8_t *from = task.source + row * task.n_per_row * FROM;
@@ -113,13 +116,13 @@ static int64_t convert_rows(const Task &task) {
             peak = larger(peak, convert_one<SOURCE, TARGET>(tail_in, 0, tail_out));
             memcpy(to + i * TO, tail_out, (task.n_per_row - i) * TO);
         }
-        if (any(peak >= 0x7f800000)) return row;
+        if (any(peak >= 0x7f800000)) return {Problem::NOT_FINITE, row};
     }
-    return -1;
+    return {};
 }
 
 template <int TARGET>
-static int64_t convert_rows_to(const Task &task) {
+static Outcome convert_rows_to(const Task &task) {
     switch (task.source_type) {
         case GGML_F32: return convert_rows<GGML_F32, TARGET>(task);
         case GGML_F16: return convert_rows<GGML_F16, TARGET>(task);

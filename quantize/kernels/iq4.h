@@ -6,41 +6,21 @@ namespace MEDLITE_ISA {
 
 constexpr float IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// table[index], index 0..7 in every lane.
-struct Table8 {
-#if MEDLITE_LANES >= 8
-    F entries;
-#else
-    float entries[8];
-#endif
-
-    Table8(const float *from, int stride) {
-        for (int k = 0; k < (W > 8 ? W : 8); ++k) entries[k] = from[k % 8 * stride];
-    }
-    LANE_INLINE F operator[](I index) const {
-#if MEDLITE_LANES == 16
-        return (F)_mm512_permutexvar_ps((__m512i)index, (__m512)entries);
-#elif MEDLITE_LANES == 8
-        return (F)_mm256_permutevar8x32_ps((__m256)entries, (__m256i)index);
-#else
-        F value;
-        for (int k = 0; k < W; ++k) value[k] = entries[index[k]];
-        return value;
-#endif
-    }
-};
-
 // The level nearest to x, by four comparisons with the midpoints between levels. The reference compares the distances to
 // both neighbours; near a midpoint both differences are exact floats, so the outcome is the same, ties and NaN upwards.
 struct Iq4Levels {
     float middles[16];
-    Table8 last, even, odd;
+    Table last, even, odd;
 
-    Iq4Levels() : last(fill(middles) + 1, 2), even(IQ4_VALUES, 2), odd(IQ4_VALUES + 1, 2) {}
-
-    static const float *fill(float *middles) {
+    Iq4Levels() : even(every_other(IQ4_VALUES)), odd(every_other(IQ4_VALUES + 1)) {
         for (int k = 1; k < 16; ++k) middles[k] = 0.5f * (IQ4_VALUES[k - 1] + IQ4_VALUES[k]);
-        return middles;
+        last = every_other(middles + 1);
+    }
+
+    static Table every_other(const float *from) {
+        Table table;
+        for (int k = 0; k < TABLE_SIZE; ++k) table[k] = from[k % 8 * 2];
+        return table;
     }
     // The upper three bits of the level, and whether the lowest is set.
     LANE_INLINE I find(F x, I &upper) const {
@@ -50,11 +30,11 @@ struct Iq4Levels {
         F above = select(second, splat(middles[14]), splat(middles[10]));
         I third = ~(x < select(first, above, below));
         upper = (first & 4) | (second & 2) | (third & 1);
-        return ~(x < last[upper]);
+        return ~(x < lookup(last, upper));
     }
     LANE_INLINE F value(F x) const {
         I upper, lowest = find(x, upper);
-        return select(lowest, odd[upper], even[upper]);
+        return select(lowest, lookup(odd, upper), lookup(even, upper));
     }
     LANE_INLINE I level(F x) const {
         I upper, lowest = find(x, upper);

@@ -43,7 +43,7 @@ LANE_FN bool any(I mask) {
 
 LANE_FN F square_root(F v) {
 #if MEDLITE_LANES == 16
-    return (F)_mm512_sqrt_ps((__m512)v);
+    return (F)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);  // the plain form warns in g++ 12
 #elif MEDLITE_LANES == 8
     return (F)_mm256_sqrt_ps((__m256)v);
 #elif defined(MEDLITE_X86)
@@ -91,6 +91,51 @@ LANE_FN F from_half(I half) {
     I special = normal + 0x38000000;
     I value = select(exponent == 0, bits(denormal), select(exponent == 0x7c00, special, normal));
     return from_bits(value | ((half & 0x8000) << 16));
+}
+
+// ---- Tables of 8 floats, looked up with an index in every lane. 16 lanes hold the table twice.
+
+constexpr int TABLE_SIZE = W < 8 ? 8 : W;
+typedef float Table __attribute__((vector_size(TABLE_SIZE * 4)));
+
+// table[index & 7]; with 16 lanes table[index & 15], which is the same number.
+LANE_FN F lookup(const Table &table, I index) {
+#if MEDLITE_LANES == 16
+    return (F)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table);
+#elif MEDLITE_LANES == 8
+    return (F)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
+#else
+    float entries[8];
+    F value;
+    memcpy(entries, &table, sizeof entries);
+    for (int k = 0; k < W; ++k) value[k] = entries[index[k] & 7];
+    return value;
+#endif
+}
+
+// ---- Across the lanes.
+
+template <int D, int... K>
+LANE_FN F exchange(F v, std::integer_sequence<int, K...>) {
+    return __builtin_shufflevector(v, v, (K ^ D)...);
+}
+template <int D = W / 2>
+LANE_FN float smallest(F v) {
+    if constexpr (D == 0) return v[0];
+    else {
+        F other = exchange<D>(v, std::make_integer_sequence<int, W>{});
+        return smallest<D / 2>(select(other < v, other, v));
+    }
+}
+template <int D = W / 2>
+LANE_FN int smallest(I v) {
+    if constexpr (D == 0) return v[0];
+    else return smallest<D / 2>(smaller(v, bits(exchange<D>(from_bits(v), std::make_integer_sequence<int, W>{}))));
+}
+LANE_FN I lane_numbers() {
+    I numbers;
+    for (int k = 0; k < W; ++k) numbers[k] = k;
+    return numbers;
 }
 
 // ---- Transposition: W rows of W words become W columns, in log2(W) rounds of swapping off-diagonal squares.

@@ -7,7 +7,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
+
+#include "iq_lattice.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define MEDLITE_X86 1
@@ -30,8 +33,15 @@ struct Task {
     const float *importance;        // n_per_row weights of the columns, or nullptr
 };
 
-// Returns -1, or the first row that holds an infinity or NaN.
-using Encoder = int64_t (*)(const Task &);
+// Why a row could not be encoded: it holds an infinity or NaN, or the type's search overflows (ggml aborts the process there).
+enum class Problem { NONE, NOT_FINITE, OVERFLOW_IN_SEARCH };
+
+struct Outcome {
+    Problem problem = Problem::NONE;
+    int64_t row = -1;
+};
+
+using Encoder = Outcome (*)(const Task &);
 
 struct TypeRow {
     int type, block_weights, block_bytes;
