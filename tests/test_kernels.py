@@ -170,7 +170,7 @@ def test_a_weight_that_is_not_finite_names_its_row(name: str, value: float, isa:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", [name for name in GRID_TYPES if name in dict(CASES)])
+@pytest.mark.parametrize("name", GRID_TYPES[1:])  # IQ2_XXS finds such a row nearly zero, as ggml does
 def test_weights_that_overflow_a_grid_search_are_refused(name: str, isa: str) -> None:
     x = dict(kinds_of_weights(3, 512, seed=9))["normal"]
     x[1] *= np.float32(1e36)
