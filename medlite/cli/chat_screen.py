@@ -169,8 +169,9 @@ def banner(artifact: "Artifact", info: "EngineInfo", *, demo: bool, has_template
     """What the user should know before the first question."""
     text = Text()
     text.append(f"{artifact.name}", style="bold")
+    threads = "1 thread" if info.n_threads == 1 else f"{info.n_threads} threads"
     text.append(f"  {artifact.recipe}, {artifact.bits_per_weight:.2f} bits per weight; {info.device} "
-                f"({info.device_name}, {info.n_threads} threads), context {info.n_context} tokens\n")
+                f"({info.device_name}, {threads}), context {info.n_context} tokens\n")
     text.append(NOT_A_DEVICE, style="bold yellow")
     if demo:
         text.append(" A demonstration model: it knows a few hundred facts, and makes up the rest.", style="yellow")
