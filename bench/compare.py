@@ -166,8 +166,10 @@ def check_comparable(baseline: RunRecord, candidate: RunRecord) -> None:
 
 
 def label(record: RunRecord) -> str:
-    """The name of a run in tables: the recipe of a known one, else the file's name."""
+    """The name of a run in tables: its own label, else the recipe of a known one, else the file's name."""
     recipe = record.artifact.recipe
+    if record.label:
+        return record.label
     return recipe if recipe and recipe != "unknown" else record.artifact.file_name
 
 
@@ -271,6 +273,14 @@ def _distances(
     else:
         warnings.append("no KL over the vocabulary: the runs keep no distributions, or their vocabularies differ")
     return full, options, agreement
+
+
+def per_question_kl(old: Sequence[ScoredSample], new: Sequence[ScoredSample]) -> NDArray[np.float64]:
+    """KL(baseline || candidate) in nats of each question that both scored, lower bounds, in order. Shape (n,)."""
+    return np.array([
+        kl_bounds(a.distribution, b.distribution)[0] for a, b in zip(old, new, strict=True)
+        if a.distribution and b.distribution and a.distribution.n_vocab == b.distribution.n_vocab
+    ])
 
 
 def option_kl(baseline: ScoredSample, candidate: ScoredSample) -> float:

@@ -74,7 +74,9 @@ def _download(file: HubFile, task_name: str) -> Path:
         return Path(hf_hub_download(file.repo, file.path, cache_dir=_folder(), revision=file.revision,
                                     repo_type="dataset"))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        offline = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
+        why = "the hub cannot be reached" if offline else str(error).splitlines()[0]
         raise TaskError(
-            f"{task_name}: {file.repo}/{file.path} is neither in the cache nor to be had: {str(error).splitlines()[0]}",
+            f"{task_name}: {file.repo}/{file.path} is not in the cache, and {why}",
             hint="run once with network, or pass the questions with --data FILE.jsonl",
         ) from error

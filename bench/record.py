@@ -103,7 +103,10 @@ class Performance:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One engine, one question set, every sample. `complete` is False if the file ends before its end line."""
+    """One engine, one question set, every sample. `complete` is False if the file ends before its end line.
+
+    label: what tables call it where the recipe's name is not enough; it is not written to the file.
+    """
 
     artifact: ArtifactFacts
     engine: dict[str, Any]
@@ -114,6 +117,7 @@ class RunRecord:
     samples: tuple[ScoredSample, ...] = ()
     performance: Performance = field(default_factory=Performance)
     complete: bool = False
+    label: str = ""
 
     @property
     def n_correct(self) -> int:
@@ -142,6 +146,8 @@ def sample_line(sample: ScoredSample) -> str:
         "answer": sample.answer, "logp": list(sample.option_log_probabilities), "subject": sample.subject,
         "cluster": sample.cluster, "prompt": sample.prompt_sha256, "n_prompt_tokens": sample.n_prompt_tokens,
     }
+    if sample.question:
+        value["question"], value["options"] = sample.question, list(sample.options)
     if sample.true_options:
         value["true_options"] = list(sample.true_options)
     if sample.text:
@@ -282,7 +288,8 @@ def _sample(value: dict[str, Any], where: str) -> ScoredSample:
             n_prompt_tokens=int(value["n_prompt_tokens"]),
             true_options=tuple(int(x) for x in value.get("true_options", ())),
             distribution=None if kept is None else distributions.from_json(kept, where),
-            text=str(value.get("text", "")),
+            text=str(value.get("text", "")), question=str(value.get("question", "")),
+            options=tuple(str(x) for x in value.get("options", ())),
         )
     except MedliteError:
         raise

@@ -30,6 +30,7 @@ class ScoredSample:
 
     prediction: index of the option chosen, NO_PREDICTION unless status is ok. distribution: next-token distribution
     at the answer position, where the option's first token is due. text: the reply, in the chat protocol.
+    question, options: kept so that a report made elsewhere can show which questions turned.
     """
 
     id: str
@@ -44,6 +45,8 @@ class ScoredSample:
     true_options: tuple[int, ...] = ()
     distribution: Distribution | None = None
     text: str = ""
+    question: str = ""
+    options: tuple[str, ...] = ()
 
     @property
     def correct(self) -> bool:
@@ -167,7 +170,7 @@ def score_samples(
             id=sample.id, prompt_sha256=prompt.sha256, cluster=sample.cluster, subject=sample.subject,
             option_log_probabilities=sums, prediction=predict(sums, prompt.lengths), answer=sample.answer, status=OK,
             n_prompt_tokens=len(tokens.context), true_options=sample.true_options,
-            distribution=compact(rows[0][0], max_tokens),
+            distribution=compact(rows[0][0], max_tokens), question=sample.question, options=sample.options,
         )
 
 
@@ -176,5 +179,6 @@ def unanswered(sample: Sample, prompt: Prompt, status: str, n_prompt_tokens: int
     return ScoredSample(
         id=sample.id, prompt_sha256=prompt.sha256, cluster=sample.cluster, subject=sample.subject,
         option_log_probabilities=(), prediction=NO_PREDICTION, answer=sample.answer, status=status,
-        n_prompt_tokens=n_prompt_tokens, true_options=sample.true_options, text=text,
+        n_prompt_tokens=n_prompt_tokens, true_options=sample.true_options, text=text, question=sample.question,
+        options=sample.options,
     )

@@ -151,7 +151,7 @@ def put(cache: Path, text: str) -> None:
 
 def test_without_network_and_cache_the_error_says_what_to_do(cache: Path) -> None:
     assert not fetch.is_local(PINNED)
-    with pytest.raises(TaskError, match=r"pinned: org/questions/test.json is neither in the cache nor") as caught:
+    with pytest.raises(TaskError, match=r"pinned: org/questions/test.json is not in the cache, and") as caught:
         fetch.load(PINNED)
     assert "--data" in str(caught.value.hint)
 

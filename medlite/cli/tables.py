@@ -1,6 +1,6 @@
 """Results as terminal tables of at most 80 columns. Pure functions: data in, rich tables out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,7 +11,9 @@ from medlite.files import format_bytes
 if TYPE_CHECKING:
     from bench.compare import Comparison
     from bench.intervals import Interval
+    from bench.record import RunRecord
     from bench.summary import SummaryRow
+    from bench.task import Task
 
 NOTHING = "·"
 VERDICT_STYLES = {"non-inferior": "green", "inferior": "red", "inconclusive": "yellow"}
@@ -22,7 +24,7 @@ def comparison_table(rows: "Sequence[SummaryRow]") -> Table:
     table = _table("broke: right to wrong · fixed: wrong to right · second lines: 95 % intervals")
     for name in ("", "size", "bits/\nweight", "peak\nmemory", "accuracy\n%", "loss\npoints", "broke\nfixed",
                  "prefill\ntok/s", "decode\ntok/s"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for row in rows:
         flips = NOTHING if row.right_to_wrong is None else f"{row.right_to_wrong}\n{row.wrong_to_right}"
         loss = NOTHING if row.loss_points is None else interval_cell(row.loss_points, signed=True)
@@ -48,6 +50,40 @@ def verdict_table(comparisons: "Sequence[Comparison]", p_values: Sequence[float]
             f"{verdict.n_needed:,}" if verdict.n_needed else NOTHING, p_cell(p),
             f"{kl.mean.value:.2g} ({kl.p99:.2g})" if kl else NOTHING, f"{100 * same.value:.1f}" if same else NOTHING,
         )
+    return table
+
+
+def record_table(records: "Sequence[RunRecord]") -> Table:
+    """One row a finished run: what it scored and what it cost."""
+    from bench.compare import accuracy
+
+    table = _table("second lines: 95 % intervals · memory: peak resident, of that the weights")
+    for name in ("", "task", "accuracy\n%", "right", "of", "memory\nweights", "load\ns", "questions\n/s",
+                 "prefill\ntok/s", "decode\ntok/s"):
+        table.add_column(name, justify="left" if name in ("", "task") else "right", no_wrap=name != "task")
+    for record in records:
+        costs = record.performance
+        table.add_row(
+            record.artifact.recipe, record.task.name, interval_cell(accuracy(record), scale=100),
+            f"{record.n_correct:,}", f"{len(record.samples):,}",
+            f"{format_bytes(costs.peak_rss_bytes)}\n{format_bytes(costs.weights_resident_bytes)}",
+            f"{costs.load_seconds:.1f}", speed_cell(costs.questions_per_second),
+            speed_cell(costs.prefill_tokens_per_second), speed_cell(costs.decode_tokens_per_second),
+        )
+    return table
+
+
+def task_table(tasks: "Sequence[Task]", local: Mapping[str, bool]) -> Table:
+    """One row a question set."""
+    table = _table("local: on this machine, no network needed")
+    table.add_column("task", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("local", no_wrap=True)
+    table.add_column("what, source, licence")
+    for task in tasks:
+        n = f"{task.n_samples:,}" if task.n_samples else NOTHING
+        table.add_row(task.name, n, "yes" if local[task.name] else "no",
+                      f"{task.title}\n[dim]{task.source}; {task.licence}[/dim]")
     return table
 
 

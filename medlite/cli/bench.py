@@ -1,0 +1,321 @@
+"""`medlite bench`: measure engines on medical questions and say what low bits cost."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medlite.cli import print_json
+from medlite.errors import OutputError, TaskError
+
+if TYPE_CHECKING:
+    from bench.measure import OnProgress, Progress
+    from bench.record import RunRecord, RunSettings
+    from bench.reports import Report
+    from bench.runs import TaskComparison
+
+
+@click.group("bench", epilog="""\b
+Examples:
+  medlite bench tasks
+  medlite bench run model-Q4_K_M.gguf --task medqa -o q4.jsonl
+  medlite bench compare bf16.jsonl q4.jsonl --margin 1.0
+  medlite bench sweep ./Llama-3.2-1B-Instruct --task medqa --report report.html
+
+No medical device: a verdict here is about a question set, not about patients.""")
+def command() -> None:
+    """Measure what low bits cost on medical questions."""
+
+
+@command.command("tasks", epilog="""\b
+Examples:
+  medlite bench tasks
+  medlite bench tasks --json""")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as data.")
+def tasks_command(as_json: bool) -> None:
+    """List the question sets: size, licence, source, and whether they are on this machine."""
+    from bench.fetch import is_local
+    from bench.tasks import GROUPS, TASKS
+    from medlite.cli.display import stdout
+    from medlite.cli.tables import task_table
+
+    local = {name: is_local(task) for name, task in TASKS.items()}
+    if as_json:
+        print_json([{"name": t.name, "title": t.title, "n_samples": t.n_samples, "licence": t.licence,
+                     "source": t.source, "revision": " ".join(dict.fromkeys(f.revision for f in t.files)),
+                     "harness_task": t.harness_task, "local": local[t.name], "note": t.note} for t in TASKS.values()])
+        return
+    stdout.print(task_table(list(TASKS.values()), local))
+    for name, members in GROUPS.items():
+        stdout.print(f"{name}: {', '.join(members)}", style="dim")
+
+
+def run_options(function: Any) -> Any:
+    """The options that decide how questions are asked; run and sweep share them."""
+    for option in reversed((
+        click.option("--task", "tasks", default="demo", show_default=True, metavar="NAME,...",
+                     help="Question sets, see `medlite bench tasks`."),
+        click.option("--data", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Your own questions (.jsonl, .csv, .parquet) instead of the published file."),
+        click.option("--shots-data", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Few-shot examples of your own instead of the published ones."),
+        click.option("--shots", "n_shots", type=click.IntRange(0), default=0, show_default=True,
+                     help="Solved examples before each question."),
+        click.option("--protocol", type=click.Choice(["letters", "cloze"]), default="letters", show_default=True,
+                     help="letters: likelihood of the option's letter. cloze: of its text, per character."),
+        click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--engine", default="llamacpp", show_default=True, help="Runtime."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        click.option("--context", "n_context", type=click.IntRange(0), default=0, metavar="TOKENS",
+                     help="Context length. Default: 4096, or the model's own if that is less."),
+        click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores."),
+        click.option("--margin", "margin_points", type=click.FloatRange(0), default=1.0, show_default=True,
+                     help="Loss in percentage points that you declare tolerable before the run."),
+        click.option("--exact", is_flag=True, help="Keep whole distributions: exact KL, records of many megabytes."),
+        click.option("--no-speed", is_flag=True, help="Skip the measurement of prefill and decode speed."),
+    )):
+        function = option(function)
+    return function
+
+
+def run_settings(options: dict[str, Any]) -> "RunSettings":
+    """The settings among a command's options."""
+    from bench.record import RunSettings
+
+    names = ("n_shots", "protocol", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points")
+    settings = {name: options[name] for name in names}
+    if options["exact"]:
+        settings["max_tokens"] = 0
+    return RunSettings(**settings, measure_speed=not options["no_speed"])
+
+
+@command.command("run", epilog="""\b
+Examples:
+  medlite bench run demo
+  medlite bench run model-Q4_K_M.gguf --task medqa,medmcqa -o runs/q4/
+  medlite bench run model-Q4_K_M.gguf --task mmlu_medical --shots 5 -o q4-mmlu.jsonl
+  medlite bench run model-Q4_K_M.gguf --task medqa --resume -o q4.jsonl
+  medlite bench run model-Q4_K_M.gguf --data my-questions.jsonl -o mine.jsonl
+
+One task makes a file, several make a folder with a file each.""")
+@click.argument("model")
+@run_options
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the record goes.")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
+@click.option("--force", is_flag=True, help="Replace a finished record.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run_command(model: str, out: Path | None, resume: bool, force: bool, as_json: bool, **options: Any) -> None:
+    """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo."""
+    from medlite.registry import resolve_model
+
+    path = resolve_model(model)
+    names = wanted_tasks(options)
+    records = [
+        run_one(path, name, options, out=out_path(out, name, several=len(names) > 1), resume=resume, force=force,
+                quiet=as_json)
+        for name in names
+    ]
+    if as_json:
+        print_json([record_facts(record) for record in records])
+        return
+    show_records(records)
+
+
+def wanted_tasks(options: dict[str, Any]) -> list[str]:
+    """Task names of --task; "local" where only --data was given."""
+    from bench.tasks import task_names
+
+    context = click.get_current_context()
+    explicit = context.get_parameter_source("tasks") == click.core.ParameterSource.COMMANDLINE
+    if options["data"] and not explicit:
+        return ["local"]
+    names = task_names([name.strip() for name in options["tasks"].split(",") if name.strip()])
+    if options["data"] and len(names) > 1:
+        raise TaskError(f"--data is one file, --task names {len(names)} sets", hint="name one task with --data")
+    return names
+
+
+def out_path(out: Path | None, task: str, *, several: bool) -> Path | None:
+    """The file of one task's record: `out` itself, or a file in the folder `out`."""
+    if out is None:
+        return None
+    if not several and not out.is_dir():
+        return out
+    if out.is_file():
+        raise OutputError(f"{out}: is a file, several tasks need a folder", hint=f"-o {out.with_suffix('')}/")
+    out.mkdir(parents=True, exist_ok=True)
+    return out / f"{task}.jsonl"
+
+
+def run_one(
+    model: Path, task: str, options: dict[str, Any], *, out: Path | None, resume: bool, force: bool, quiet: bool,
+) -> "RunRecord":
+    """One measurement in its own process, with a bar for each phase."""
+    from bench.run import run_in_child
+
+    with phase_bars(f"{model.stem} {task}", quiet=quiet) as on_progress:
+        return run_in_child(model, task, run_settings(options), data=options["data"], shots_data=options["shots_data"],
+                            out=out, resume=resume, force=force, on_progress=on_progress)
+
+
+@contextmanager
+def phase_bars(title: str, *, quiet: bool) -> "Iterator[OnProgress]":
+    """A line on stderr that shows the phase and how far it is; nothing when quiet."""
+    from medlite.cli.display import stderr
+
+    if quiet:
+        yield lambda _: None
+        return
+    from rich import progress as rich_progress
+
+    texts = {"hash": "read", "load": "load", "speed": "measure speed", "score": "questions"}
+    columns = (rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(bar_width=20),
+               rich_progress.TextColumn("{task.fields[count]}"),
+               rich_progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True))
+    with rich_progress.Progress(*columns, console=stderr, transient=True) as bars:
+        bar = bars.add_task(title, total=None, count="")
+        phase = ""
+
+        def on_progress(progress: "Progress") -> None:
+            nonlocal phase
+            if progress.phase != phase:
+                phase = progress.phase
+                bars.reset(bar, description=f"{title}: {texts.get(phase, phase)}", total=progress.total or None)
+            count = f"{progress.done:,} of {progress.total:,}" if phase == "score" else ""
+            bars.update(bar, completed=progress.done, total=progress.total, count=count)
+
+        yield on_progress
+
+
+def record_facts(record: "RunRecord") -> dict[str, Any]:
+    """A record as JSON without its samples."""
+    from dataclasses import asdict
+
+    from bench.compare import accuracy
+
+    return {
+        "artifact": asdict(record.artifact), "engine": record.engine, "task": asdict(record.task),
+        "settings": asdict(record.settings), "accuracy": asdict(accuracy(record)), "n_correct": record.n_correct,
+        "statuses": {s: record.count(s) for s in ("ok", "truncated", "failed", "unparsed")},
+        "performance": {**asdict(record.performance), "questions_per_second": record.performance.questions_per_second},
+    }
+
+
+def show_records(records: "Sequence[RunRecord]") -> None:
+    """A table of finished runs, then what could not be answered."""
+    from bench.compare import status_warnings
+    from medlite.cli.display import stderr, stdout
+    from medlite.cli.tables import record_table
+
+    stdout.print(record_table(records))
+    for record in records:
+        for warning in status_warnings(record.task.name, record):
+            stderr.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+@command.command("compare", epilog="""\b
+Examples:
+  medlite bench compare bf16.jsonl q8.jsonl q4.jsonl
+  medlite bench compare runs/bf16/ runs/q4/ --margin 2.0
+  medlite bench compare bf16.jsonl q4.jsonl --report report.html
+  medlite bench compare bf16.jsonl q4.jsonl --format md > card.md""")
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--margin", "margin_points", type=click.FloatRange(0),
+              help="Tolerable loss in percentage points. Default: what the run declared.")
+@click.option("--floor", "reruns", multiple=True, type=click.Path(path_type=Path), metavar="RUN",
+              help="The baseline run again (other device, threads, dtype): its loss is the noise floor.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a report; the ending (.html, .md, .json) decides its form.")
+@click.option("--format", "form", type=click.Choice(["table", "md", "json", "html"]), default="table",
+              show_default=True, help="What to print.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def compare_command(
+    baseline: Path, runs: tuple[Path, ...], margin_points: float | None, reruns: tuple[Path, ...], seed: int,
+    report: Path | None, form: str, as_json: bool,
+) -> None:
+    """What each of RUNS lost against BASELINE. Each is a record, or a folder with a record a task."""
+    from bench.floor import noise_floors
+    from bench.reports import Report
+    from bench.runs import compare_runs, read_runs
+
+    base = read_runs(baseline)
+    found = compare_runs(base, [read_runs(run) for run in runs], margin_points=margin_points, seed=seed)
+    show_report(Report(found, noise_floors(base, [read_runs(run) for run in reruns])), report,
+                "json" if as_json else form)
+
+
+def show_report(found: "Report", path: Path | None, form: str) -> None:
+    """Print the comparisons in the asked form, and write the report file."""
+    from bench.reports import REPORTS, render, report_form
+    from medlite.cli.display import stderr, stdout
+    from medlite.files import write_text_whole
+
+    if path:
+        write_text_whole(path, render(found, report_form(path)))
+    if form in REPORTS:
+        click.echo(render(found, form), nl=False)
+        return
+    show_tables(found.tasks)
+    for task, floor in found.floors.items():
+        stdout.print(f"{task}: noise floor {floor.loss_points:.2f} points, {floor.n_flips} flips "
+                     f"({', '.join(floor.differs_in) or 'same settings'})", style="dim")
+    for warning in dict.fromkeys(w for task in found.tasks for c in task.comparisons for w in c.warnings):
+        stderr.print(f"[yellow]warning:[/yellow] {warning}")
+    if path:
+        stdout.print(f"report: {path}", style="dim", soft_wrap=True)
+
+
+def show_tables(found: "Sequence[TaskComparison]") -> None:
+    """Two tables a task: cost and accuracy, then distance and verdict."""
+    from bench.intervals import holm
+    from bench.summary import summary_rows
+    from medlite.cli.display import stdout
+    from medlite.cli.tables import comparison_table, verdict_table
+
+    for one in found:
+        stdout.print(f"[bold]{one.task}[/bold]  {len(one.baseline.samples):,} questions")
+        stdout.print(comparison_table(summary_rows(one.baseline, one.candidates, one.comparisons)))
+        stdout.print(verdict_table(one.comparisons, holm([c.mcnemar_p for c in one.comparisons])))
+
+
+@command.command("sweep", epilog="""\b
+Examples:
+  medlite bench sweep demo --report report.html
+  medlite bench sweep ./Llama-3.2-1B-Instruct --recipes BF16,Q8_0,Q4_K_M --task medqa --report report.html
+  medlite bench sweep ./Med42-8B --task medical --limit 500 --out sweep/
+
+What is finished already is kept, so a sweep that was stopped goes on when the same command is run again.""")
+@click.argument("source")
+@click.option("--recipes", default="BF16,Q8_0,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K", show_default=True, metavar="NAME,...",
+              help="The first one is the baseline.")
+@run_options
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for artifacts and records. Default: NAME-sweep.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write .html, .md or .json.")
+@click.option("--format", "form", type=click.Choice(["table", "md", "json", "html"]), default="table",
+              show_default=True, help="What to print.")
+def sweep_command(
+    source: str, recipes: str, out: Path | None, report: Path | None, form: str, **options: Any,
+) -> None:
+    """Quantize SOURCE at several recipes, measure each, compare with the first. SOURCE: a checkpoint, or demo."""
+    from bench.reports import Report
+    from bench.runs import compare_runs, read_runs
+    from medlite.cli.sweep import holds_run, make_artifacts
+
+    quiet = form != "table"
+    names = wanted_tasks(options)
+    artifacts = make_artifacts(source, [r.strip() for r in recipes.split(",") if r.strip()], out, quiet=quiet)
+    folders = []
+    for path in artifacts:
+        folder = path.parent / f"{path.stem}-runs"
+        for name in names:
+            file = out_path(folder, name, several=True)
+            if file and not holds_run(file, path, run_settings(options)):
+                run_one(path, name, options, out=file, resume=True, force=True, quiet=quiet)
+        folders.append(folder)
+    runs = [read_runs(folder) for folder in folders]
+    show_report(Report(compare_runs(runs[0], runs[1:], margin_points=options["margin_points"])), report, form)

@@ -1,0 +1,115 @@
+"""`medlite bench` from the command line, on a tiny file and questions made up here."""
+
+import contextlib
+import io
+import json
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import pytest
+from bench_toys import OPTIONS, make_sample
+from click.testing import CliRunner
+from tiny_gguf import write_tiny_gguf
+
+from bench.record import RunSettings, read_record
+from medlite.cli import bench as bench_cli
+from medlite.cli import main
+from medlite.cli.sweep import holds_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of one shape, questions, and a record of each."""
+    path = tmp_path_factory.mktemp("cli")
+    write_tiny_gguf(path / "a.gguf")
+    write_tiny_gguf(path / "b.gguf", seed=1)
+    rows = [make_sample(i) for i in range(12)]
+    (path / "q.jsonl").write_text("".join(json.dumps(
+        {"id": s.id, "question": s.question, "answer": "ABCD"[s.answer],
+         "options": dict(zip("ABCD", OPTIONS, strict=True))}) + "\n" for s in rows))
+    for name in "ab":
+        assert medlite(path, f"bench run {name}.gguf --data q.jsonl --no-speed -o {name}.jsonl").returncode == 0
+    return path
+
+
+def medlite(folder: Path, command: str) -> SimpleNamespace:
+    """What the command line does with `command` in `folder`, offline: exit code, stdout, stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("MEDLITE_CACHE", str(folder / "cache"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(sys, "argv", ["medlite", *shlex.split(command)])
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def test_tasks_are_listed_with_their_sources(folder: Path) -> None:
+    rows = json.loads(medlite(folder, "bench tasks --json").stdout)
+    assert {"demo", "medqa", "medmcqa", "pubmedqa", "mmlu_medical"} <= {row["name"] for row in rows}
+    assert not any(row["local"] for row in rows if row["name"] == "medqa")
+
+
+def test_compare_prints_tables_of_eighty_columns_and_writes_a_report(folder: Path) -> None:
+    result = medlite(folder, "bench compare a.jsonl b.jsonl --floor a.jsonl --report r.html")
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "inconclusive" in result.stdout
+    assert (folder / "r.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(("form", "begin"), [("json", "{"), ("md", "# What"), ("html", "<!doctype")])
+def test_compare_prints_other_forms_and_nothing_else(folder: Path, form: str, begin: str) -> None:
+    assert medlite(folder, f"bench compare a.jsonl b.jsonl --format {form}").stdout.startswith(begin)
+
+
+def test_a_record_is_kept_for_the_settings_it_was_made_with(folder: Path) -> None:
+    settings = read_record(folder / "a.jsonl").settings
+    assert holds_run(folder / "a.jsonl", folder / "a.gguf", settings)
+    assert not holds_run(folder / "a.jsonl", folder / "b.gguf", settings)
+    assert not holds_run(folder / "a.jsonl", folder / "a.gguf", RunSettings(limit=3))
+    assert not holds_run(folder / "q.jsonl", folder / "a.gguf", settings)
+
+
+@pytest.mark.parametrize(("command", "message", "hint"), [
+    ("bench run a.gguf --task medqua", "medqua: no such task", "--data FILE"),
+    ("bench run a.gguf --task medqa", "medqa: GBaker/MedQA-USMLE-4-options-hf/test.json is not in the cache", "--data"),
+    ("bench run a.gguf --task demo,medqa --data q.jsonl", "--data is one file, --task names 2 sets", "one task"),
+    ("bench run a.gguf --data q.jsonl -o a.jsonl", "a.jsonl: exists already", "--force"),
+    ("bench run gone.gguf --data q.jsonl", "gone.gguf: no such file", ""),
+    ("bench run a.gguf --data gone.jsonl", "gone.jsonl: no such file", ""),
+    ("bench run a.gguf --data q.jsonl --shots 3", "local:q.jsonl: has no few-shot examples", "--shots 0"),
+    ("bench run a.gguf --data q.jsonl --engine abacus", "unknown engine 'abacus'", "llamacpp"),
+    ("bench compare a.jsonl gone.jsonl", "gone.jsonl: no such run record", ""),
+    ("bench compare a.jsonl q.jsonl", "q.jsonl: is no run record", ""),
+    ("bench compare a.jsonl b.jsonl --report r.docx", "no report has the ending '.docx'", ".html"),
+])
+def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message: str, hint: str) -> None:
+    result = medlite(folder, command)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+    assert hint in result.stderr
+    assert not list(folder.glob("*.part"))
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    group = bench_cli.command
+    return [(name, group.commands[name]) for name in sorted(group.commands)]
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_help_shows_examples_whose_options_exist(name: str, command: click.Command) -> None:
+    text = CliRunner().invoke(command, ["--help"]).output
+    examples = [line.split() for line in text.splitlines() if line.strip().startswith("medlite bench")]
+    assert examples, f"{name} has no example"
+    known = {option for parameter in command.params for option in parameter.opts}
+    for words in examples:
+        assert words[2] == name
+        assert {word for word in words if word.startswith("-")} <= known

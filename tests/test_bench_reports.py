@@ -1,0 +1,216 @@
+"""Reports: the same content in each form, nothing fetched, nothing executed, text escaped."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bench_toys import make_items, record_of, scored
+from toy_engine import ToyEngine
+
+from bench.calibration import calibrate, coverage_at_risk, expected_calibration_error, risk_by_coverage
+from bench.compare import compare
+from bench.floor import noise_floor, noise_floors, within_floor
+from bench.record import RunRecord
+from bench.reports import REPORTS, Report, render, report_form, svg
+from bench.reports.plots import pareto
+from bench.runs import POOLED, compare_runs, pool, read_runs
+from bench.safety import RULES, count_topics, marked_flips, matched_terms
+from bench.scoring import score_samples
+from medlite.errors import OutputError, RecordError
+
+GOLDEN = Path(__file__).parent / "golden" / "bench_report.md"
+
+
+def toy_run(noise: float, recipe: str, n: int = 24) -> RunRecord:
+    record = record_of(list(score_samples(ToyEngine(noise=noise), make_items(n))), recipe=recipe)
+    size = int(1e9 / (1 + noise))
+    return dataclasses.replace(record, artifact=dataclasses.replace(record.artifact, n_bytes=size))
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    base = {"demo": toy_run(0.0, "BF16")}
+    found = compare_runs(base, [{"demo": toy_run(0.3, "Q4_K_M")}, {"demo": toy_run(1.5, "Q2_K")}])
+    return Report(found, noise_floors(base, [{"demo": toy_run(0.02, "BF16")}]))
+
+
+def test_markdown_equals_the_golden_file(report: Report) -> None:
+    """To renew after an intended change: write `render(report, "md")` there and read the difference."""
+    assert render(report, "md") == GOLDEN.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Tags, and what they point to."""
+
+    VOID = frozenset({"meta", "line", "polyline", "rect", "circle", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs
+                       if name in ("src", "href", "action") or name.startswith("on")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_html_is_well_formed_and_self_contained(report: Report) -> None:
+    page = Page()
+    page.feed(render(report, "html"))
+    assert page.open == []
+    assert page.links == []
+    assert "script" not in page.tags
+    assert {"svg", "table", "details"} <= page.tags
+
+
+def test_text_from_question_files_is_escaped() -> None:
+    nasty = "<script>alert('x')</script> & \"q\""
+    old = dataclasses.replace(scored(0, 0), question=nasty, options=(nasty,) * 4, subject=nasty)
+    new = dataclasses.replace(scored(0, 1), question=nasty, options=(nasty,) * 4, subject=nasty)
+    other = dataclasses.replace(scored(1, 0), subject="plain")
+    found = compare_runs({"demo": record_of([old, other])}, [{"demo": record_of([new, other], recipe="Q4<b>")}])
+    text = render(Report(found), "html")
+    assert "<script" not in text
+    assert "Q4<b>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_json_holds_the_unrounded_numbers(report: Report) -> None:
+    value = json.loads(render(report, "json"))
+    comparison = report.tasks[0].comparisons[1]
+    found = value["tasks"][0]["candidates"][1]["comparison"]
+    assert found["loss_points"]["value"] == comparison.loss_points.value
+    assert found["vocabulary_kl"]["mean"]["value"] == comparison.vocabulary_kl.mean.value  # type: ignore[union-attr]
+    assert value["tasks"][0]["noise_floor"]["n_reruns"] == 1
+
+
+@pytest.mark.parametrize("form", REPORTS)
+def test_every_form_names_every_artifact(report: Report, form: str) -> None:
+    text = render(report, form)
+    assert all(name in text for name in ("BF16", "Q4_K_M", "Q2_K"))
+    assert report_form(Path(f"r.{form}")) == form
+
+
+def test_an_unknown_ending_is_refused() -> None:
+    with pytest.raises(OutputError, match=r"no report has the ending '.docx'"):
+        report_form(Path("r.docx"))
+
+
+def test_a_report_without_distributions_or_questions_still_renders() -> None:
+    bare = record_of([scored(i, i % 2) for i in range(4)])
+    for form in REPORTS:
+        assert render(Report(compare_runs({"demo": bare}, [{"demo": bare}])), form)
+
+
+def test_pooling_counts_a_question_of_two_sets_once() -> None:
+    one = record_of([scored(0, 0, cluster="both"), scored(1, 1)])
+    two = record_of([scored(0, 0, cluster="both"), scored(2, 0)])
+    two = dataclasses.replace(two, task=dataclasses.replace(two.task, name="other"))
+    pooled = pool({"demo": one, "other": two})
+    assert [s.subject for s in pooled.samples] == ["demo", "demo", "other", "other"]
+    found = compare_runs({"demo": one, "other": two}, [{"demo": one, "other": two}])
+    assert [c.task for c in found] == ["demo", "other", POOLED]
+    assert (found[-1].comparisons[0].n_samples, found[-1].comparisons[0].n_distinct) == (4, 3)
+
+
+def test_runs_of_other_tasks_are_refused() -> None:
+    record = record_of([scored(0, 0)])
+    with pytest.raises(RecordError, match="the baseline has tasks demo, a candidate medqa"):
+        compare_runs({"demo": record}, [{"medqa": record}])
+
+
+def test_artifacts_of_one_recipe_are_told_apart_by_their_files() -> None:
+    one = record_of([scored(0, 0)])
+    other = dataclasses.replace(one, artifact=dataclasses.replace(one.artifact, file_name="med42-BF16.gguf"))
+    found = compare_runs({"demo": one}, [{"demo": other}, {"demo": other}])
+    assert [c.candidate for c in found[0].comparisons] == ["med42-BF16", "med42-BF16 (2)"]
+    assert found[0].comparisons[0].baseline == "toy-BF16"
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no run record"):
+        read_runs(tmp_path)
+
+
+def test_the_noise_floor_is_the_greatest_loss_of_the_baseline_against_itself() -> None:
+    base = record_of([scored(i, 0) for i in range(10)])
+    rerun = record_of([scored(i, int(i == 0)) for i in range(10)], n_group=64)
+    floor = noise_floor(base, [base, rerun])
+    assert floor is not None
+    assert (floor.loss_points, floor.n_flips, floor.differs_in) == (10.0, 1, ("group 128 -> 64",))
+    worse = record_of([scored(i, int(i < 2)) for i in range(10)])
+    assert within_floor(compare(base, rerun), floor)
+    assert not within_floor(compare(base, worse), floor)
+    assert noise_floor(base, []) is None
+
+
+def test_a_perfectly_calibrated_coin_has_no_calibration_error() -> None:
+    confidence, correct = np.full(1000, 0.5), np.array([1.0, 0.0] * 500)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(0.0)
+    assert expected_calibration_error(np.full(1000, 0.9), correct) == pytest.approx(0.4)
+
+
+def test_calibration_of_a_sure_and_right_model_is_near_zero() -> None:
+    found = calibrate([scored(i, 0, confidence=20.0) for i in range(40)])
+    assert found is not None
+    assert max(found.ece.value, found.brier.value, found.nll_nats.value, found.aurc) < 1e-6
+    assert calibrate([scored(0, -1, status="truncated")]) is None
+
+
+def test_risk_falls_when_the_unsure_answers_are_held_back() -> None:
+    risks = risk_by_coverage(np.array([0.9, 0.4, 0.8, 0.3]), np.array([1.0, 0.0, 1.0, 0.0]))
+    assert risks.tolist() == pytest.approx([0.0, 0.0, 1 / 3, 0.5])
+    assert coverage_at_risk(risks, 0.34) == 0.75
+    assert coverage_at_risk(np.array([1.0, 1.0]), 0.1) == 0.0
+
+
+TERMS = {
+    "dose": "The loading dose is 5 mg/kg", "drug": "She takes metoprolol", "contraindication": "is contraindicated",
+    "pregnancy": "in the third trimester", "child": "A 3-month-old", "emergency": "in septic shock",
+}
+
+
+@pytest.mark.parametrize("topic", RULES)
+def test_each_topic_is_found_by_its_words(topic: str) -> None:
+    assert topic in matched_terms(TERMS[topic])
+    assert matched_terms("The nerve leaves the skull through a hole.") == {}
+
+
+def test_changed_answers_come_worst_first_with_the_words_that_mark_them() -> None:
+    question = "Which dose of digoxin in pregnancy?"
+    old = [dataclasses.replace(scored(i, int(i == 2), confidence=1.0 + i), question=question, options=("a",) * 4)
+           for i in range(3)]
+    new = [scored(0, 1), scored(1, 1), scored(2, 0)]
+    found = compare(record_of(old), record_of(new))
+    marked = marked_flips(old, found)
+    assert [m.flip.id for m in marked] == ["q1", "q0", "q2"]
+    assert marked[0].topics == {"dose": ("dose",), "pregnancy": ("pregnancy",)}
+    counts = {row.topic: row for row in count_topics(old, found)}
+    assert (counts["dose"].n, counts["dose"].right_to_wrong, counts["dose"].wrong_to_right) == (3, 2, 1)
+
+
+def test_the_front_keeps_what_no_other_beats_in_both() -> None:
+    assert pareto([(3, 0.7), (1, 0.5), (2, 0.4), (4, 0.7)]) == [(1, 0.5), (3, 0.7)]
+
+
+@pytest.mark.parametrize(("low", "high", "log"), [
+    (0.0, 1.0, False), (-3.2, 7.9, False), (1e-6, 3.0, True), (5, 5, True),
+])
+def test_ticks_lie_within_their_scale(low: float, high: float, log: bool) -> None:
+    scale = svg.scale_over([low, high], 0, 100, log=log)
+    ticks = scale.ticks()
+    assert 2 <= len(ticks) <= 9
+    assert all(scale.low * (1 - 1e-9) <= t <= scale.high * (1 + 1e-9) for t in ticks if t > 0)
+    assert all(0 <= scale.to(v) <= 100 for v in (low, high))
