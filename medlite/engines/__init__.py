@@ -11,6 +11,7 @@ from medlite.errors import EngineError
 # name -> (module, function that opens an artifact). A table of names, so that no runtime is imported before its use.
 ENGINES: dict[str, tuple[str, str]] = {
     "llamacpp": ("medlite.engines.llamacpp", "open_llamacpp"),
+    "torch": ("medlite.engines.torch_reference", "open_torch_reference"),
 }
 
 

@@ -22,6 +22,7 @@ from medlite.errors import EngineError, MissingExtraError
 
 SUPPORTED_VERSION = "0.3.36"
 N_LOG_LINES = 40
+MAX_ROWS = 1024
 GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}       # ggml.h, enum ggml_type
 FLASH_ATTENTION = {False: 0, True: 1}                  # llama.h, enum llama_flash_attn_type
 LOG_ERROR = 4                                          # ggml.h, enum ggml_log_level
@@ -187,6 +188,7 @@ class Context:
         if not self.pointer:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
         self.n_vocab = model.n_vocab
+        self._rows: dict[int, Logits] = {}
         self.memory = native.llama_get_memory(self.pointer)
         self._abort: Any = None
 
@@ -200,9 +202,15 @@ class Context:
     def logits_at(self, slot: int) -> Logits:
         """The row of logits of the batch's token `slot`: (n_vocab,), valid until the next decode."""
         pointer = library().llama_get_logits_ith(self.pointer, slot)
-        if not pointer:
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        if address is None:
             raise EngineError(f"llama.cpp returned no logits for token {slot} of the batch")
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        row = self._rows.get(address)
+        if row is None:  # making a view takes longer than all else between two tokens, and the buffer rarely moves
+            if len(self._rows) > MAX_ROWS:
+                self._rows.clear()
+            row = self._rows[address] = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        return row
 
     def abort_when(self, stop: Any) -> None:
         """Ask `stop()` while a decode runs (between operations, CPU only) and abort it on True; None asks nothing."""

@@ -25,6 +25,7 @@ class Sampler:
         self.settings = settings
         self._random = np.random.default_rng(settings.seed)
         self._recent: deque[int] = deque(recent, maxlen=PENALTY_WINDOW)
+        self._scratch = np.empty(0, dtype=np.float32)
 
     def choose(self, logits: Logits) -> tuple[int, float]:
         """The token and its log-probability in nats under the unscaled distribution.
@@ -38,8 +39,15 @@ class Sampler:
         scores = self._penalised(logits) if self.settings.repeat_penalty != 1.0 else logits
         token = int(scores.argmax()) if self.settings.temperature <= 0 else self._draw(scores)
         self._recent.append(token)
-        normaliser = peak + float(np.log(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
-        return token, float(logits[token]) - normaliser
+        return token, float(logits[token]) - peak - float(np.log(self._sum_exp(logits, peak)))
+
+    def _sum_exp(self, logits: Logits, peak: float) -> np.float32:
+        """The sum of exp(logits - peak), in one buffer: fresh memory for 128k floats would be paged in every time."""
+        if len(self._scratch) != len(logits):
+            self._scratch = np.empty_like(logits)
+        np.subtract(logits, np.float32(peak), out=self._scratch)
+        np.exp(self._scratch, out=self._scratch)
+        return np.float32(self._scratch.sum())
 
     def _penalised(self, logits: Logits) -> Logits:
         scores = logits.copy()
