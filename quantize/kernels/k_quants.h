@@ -83,18 +83,22 @@ struct LineSuperblock {
     }
 
     static void fit(const F *x, const F *q, Line *lines, F *sums) {
-        F w[32], variance{};
+        F w[256], variance{};
         if (q) variance = 2.f * sum_of_squares(x, 256) / 256.f;
         for (int j = 0; j < 8; ++j) {
             const F *xj = x + 32 * j;
             if (q) {
-                sums[j] = weigh<32>(xj, q + 32 * j, variance, w);
-                lines[j] = fit_line<32, HIGHEST, 36, false>(xj, w, -0.9f, 0.05f);
+                sums[j] = weigh<32>(xj, q + 32 * j, variance, w + 32 * j);
             } else {
                 F mean = square_root(sum_of_squares(xj, 32) / 32.f);
-                for (int i = 0; i < 32; ++i) w[i] = mean + magnitude(xj[i]);
-                lines[j] = fit_line<32, HIGHEST, BITS == 4 ? 20 : 15, false>(xj, w, BITS == 4 ? -1.f : -0.5f, 0.1f);
+                for (int i = 0; i < 32; ++i) w[32 * j + i] = mean + magnitude(xj[i]);
             }
+        }
+        for (int j = 0; j < 8; j += AT_ONCE) {
+            const F *xj = x + 32 * j, *wj = w + 32 * j;
+            if (q) fit_lines<32, HIGHEST, 36, false, AT_ONCE>(xj, wj, -0.9f, 0.05f, lines + j);
+            else if (BITS == 4) fit_lines<32, HIGHEST, 20, false, AT_ONCE>(xj, wj, -1.f, 0.1f, lines + j);
+            else fit_lines<32, HIGHEST, 15, false, AT_ONCE>(xj, wj, -0.5f, 0.1f, lines + j);
         }
     }
 
@@ -185,16 +189,16 @@ struct Q2_K {
     }
 
     static void fit(const F *x, const F *q, Line *lines, F *sums) {
-        F w[16], variance{};
+        F w[256], variance{};
         if (q) variance = sum_of_squares(x, 256) / 256.f;
         for (int j = 0; j < 16; ++j) {
-            if (q) {
-                sums[j] = weigh<16>(x + 16 * j, q + 16 * j, variance, w);
-                lines[j] = fit_line<16, 3, 36, false>(x + 16 * j, w, -0.9f, 0.05f);
-            } else {
-                for (int i = 0; i < 16; ++i) w[i] = magnitude(x[16 * j + i]);
-                lines[j] = fit_line<16, 3, 15, true>(x + 16 * j, w, -0.5f, 0.1f);
-            }
+            if (q) sums[j] = weigh<16>(x + 16 * j, q + 16 * j, variance, w + 16 * j);
+            else
+                for (int i = 16 * j; i < 16 * j + 16; ++i) w[i] = magnitude(x[i]);
+        }
+        for (int j = 0; j < 16; j += AT_ONCE) {
+            if (q) fit_lines<16, 3, 36, false, AT_ONCE>(x + 16 * j, w + 16 * j, -0.9f, 0.05f, lines + j);
+            else fit_lines<16, 3, 15, true, AT_ONCE>(x + 16 * j, w + 16 * j, -0.5f, 0.1f, lines + j);
         }
     }
 
@@ -216,11 +220,13 @@ struct Q3_K {
         I scale_levels[16], levels[256];
         if (q) {
             fit(x, q, found, scales, sums);
-            Symmetric fit = fit_symmetric<16, 32>(scales, sums);
+            Symmetric fit;
+            fit_symmetric<16, 32, 1>(scales, sums, &fit);
             for (int j = 0; j < 16; ++j) scale_levels[j] = to_int(level<32>(fit, scales[j]));
             d = fit.scale;
         } else {
-            for (int j = 0; j < 16; ++j) scales[j] = descend_symmetric<16, 4>(x + 16 * j, found + 16 * j);
+            for (int j = 0; j < 16; j += AT_ONCE)
+                descend_symmetric<16, 4, AT_ONCE>(x + 16 * j, found + 16 * j, scales + j);
             d = spread(scales, scale_levels);
         }
         I half = to_half(d);
@@ -242,12 +248,13 @@ struct Q3_K {
     }
 
     static void fit(const F *x, const F *q, F *found, F *scales, F *sums) {
-        F w[16], variance = 2.f * sum_of_squares(x, 256) / 256.f;
+        F w[256], variance = 2.f * sum_of_squares(x, 256) / 256.f;
+        Symmetric fits[16];
+        for (int j = 0; j < 16; ++j) sums[j] = weigh<16>(x + 16 * j, q + 16 * j, variance, w + 16 * j);
+        for (int j = 0; j < 16; j += AT_ONCE) fit_symmetric<16, 4, AT_ONCE>(x + 16 * j, w + 16 * j, fits + j);
         for (int j = 0; j < 16; ++j) {
-            sums[j] = weigh<16>(x + 16 * j, q + 16 * j, variance, w);
-            Symmetric fit = fit_symmetric<16, 4>(x + 16 * j, w);
-            for (int i = 16 * j; i < 16 * j + 16; ++i) found[i] = level<4>(fit, x[i]);
-            scales[j] = fit.scale;
+            for (int i = 16 * j; i < 16 * j + 16; ++i) found[i] = level<4>(fits[j], x[i]);
+            scales[j] = fits[j].scale;
         }
     }
 
@@ -282,13 +289,11 @@ struct Q6_K {
 
     static void encode(const F *x, const F *q, F, I *words) {
         Symmetric fits[16];
-        F scales[16], w[16], largest;
+        F scales[16], w[256], largest;
         I scale_levels[16], levels[256];
-        for (int j = 0; j < 16; ++j) {
-            for (int i = 0; i < 16; ++i) w[i] = q ? q[16 * j + i] : x[16 * j + i] * x[16 * j + i];
-            fits[j] = fit_symmetric<16, 32>(x + 16 * j, w);
-            scales[j] = fits[j].scale;
-        }
+        for (int i = 0; i < 256; ++i) w[i] = q ? q[i] : x[i] * x[i];
+        for (int j = 0; j < 16; j += AT_ONCE) fit_symmetric<16, 32, AT_ONCE>(x + 16 * j, w + 16 * j, fits + j);
+        for (int j = 0; j < 16; ++j) scales[j] = fits[j].scale;
         F peak = extreme<16>(scales, largest), inverse = -128.f / peak;
         I some = ~(largest < NEARLY_ZERO), half = to_half(1.f / inverse);
         for (int j = 0; j < 16; ++j) {

@@ -38,7 +38,8 @@ struct Centered {
         if (q) {
             F w[32];
             weigh<32>(x, q, variance, w);
-            Symmetric fit = fit_symmetric<32, HALF>(x, w);
+            Symmetric fit;
+            fit_symmetric<32, HALF, 1>(x, w, &fit);
             d = fit.scale;
             for (int i = 0; i < 32; ++i) levels[i] = to_int(level<HALF>(fit, x[i]));
         } else {
@@ -66,7 +67,8 @@ struct Offset {
         if (q) {
             F w[32];
             weigh<32>(x, q, variance, w);
-            Line line = fit_line<32, HIGHEST, 36, false>(x, w, -0.9f, 0.05f);
+            Line line;
+            fit_lines<32, HIGHEST, 36, false, 1>(x, w, -0.9f, 0.05f, &line);
             d = line.scale;
             low = line.min;
             for (int i = 0; i < 32; ++i) levels[i] = to_int(level<HIGHEST>(line, x[i]));

@@ -7,6 +7,10 @@
 
 namespace MEDLITE_ISA {
 
+// A sum has one addition under way at a time, and waits for it. Searches therefore run over A blocks per lane at once (block
+// a is x[a * N] .. x[a * N + N - 1]), as many as the registers hold.
+constexpr int AT_ONCE = W == 16 ? 4 : 2;
+
 constexpr float NEARLY_ZERO = 1e-15f;  // GROUP_MAX_EPS
 
 // x ~ scale * level + min. The levels of the best fit are clamp(nearest(level_scale * (x - level_min))).
@@ -20,60 +24,68 @@ LANE_FN F level(const Line &line, F x) {
 }
 
 // One candidate of the line search: round with `inverse`, then solve the weighted least squares for scale and minimum.
-template <int N, int HIGHEST, bool ABSOLUTE>
-LANE_FN void try_line(Line &best, F &best_error, F inverse, const F *x, const F *w, F sum_w, F sum_x) {
-    F levels[N], sum_l{}, sum_l2{}, sum_xl{}, min = best.min;
-    for (int i = 0; i < N; ++i) {
-        F l = nearest_clamped(inverse * (x[i] - min), 0, HIGHEST);
-        levels[i] = l;
-        F wl = w[i] * l;
-        sum_l += wl;
-        sum_l2 += wl * l;
-        sum_xl += wl * x[i];
+template <int N, int HIGHEST, bool ABSOLUTE, int A>
+LANE_FN void try_lines(Line *best, F *best_error, const F *inverse, const F *x, const F *w, const F *sum_w, const F *sum_x) {
+    F levels[A * N], sum_l[A]{}, sum_l2[A]{}, sum_xl[A]{}, scale[A], min[A], error[A]{};
+    I solvable[A];
+    for (int i = 0; i < N; ++i)
+        for (int a = 0; a < A; ++a) {
+            F l = nearest_clamped(inverse[a] * (x[a * N + i] - best[a].min), 0, HIGHEST), wl = w[a * N + i] * l;
+            levels[a * N + i] = l;
+            sum_l[a] += wl;
+            sum_l2[a] += wl * l;
+            sum_xl[a] += wl * x[a * N + i];
+        }
+    for (int a = 0; a < A; ++a) {
+        F determinant = sum_w[a] * sum_l2[a] - sum_l[a] * sum_l[a];
+        min[a] = (sum_l2[a] * sum_x[a] - sum_l[a] * sum_xl[a]) / determinant;
+        I above = min[a] > 0.f;
+        scale[a] = select(above, sum_xl[a] / sum_l2[a], (sum_w[a] * sum_xl[a] - sum_x[a] * sum_l[a]) / determinant);
+        min[a] = select(above, F{}, min[a]);
+        solvable[a] = determinant > 0.f;
     }
-    F determinant = sum_w * sum_l2 - sum_l * sum_l;
-    F new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-    F new_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-    I above = new_min > 0.f;
-    new_scale = select(above, sum_xl / sum_l2, new_scale);
-    new_min = select(above, F{}, new_min);
-    F error{};
-    for (int i = 0; i < N; ++i) {
-        F difference = new_scale * levels[i] + new_min - x[i];
-        error += w[i] * (ABSOLUTE ? magnitude(difference) : difference * difference);
+    for (int i = 0; i < N; ++i)
+        for (int a = 0; a < A; ++a) {
+            F difference = scale[a] * levels[a * N + i] + min[a] - x[a * N + i];
+            error[a] += w[a * N + i] * (ABSOLUTE ? magnitude(difference) : difference * difference);
+        }
+    for (int a = 0; a < A; ++a) {
+        I better = solvable[a] & (error[a] < best_error[a]);
+        best_error[a] = select(better, error[a], best_error[a]);
+        best[a].level_scale = select(better, inverse[a], best[a].level_scale);
+        best[a].level_min = select(better, best[a].min, best[a].level_min);
+        best[a].scale = select(better, scale[a], best[a].scale);
+        best[a].min = select(better, min[a], best[a].min);
     }
-    I better = (determinant > 0.f) & (error < best_error);
-    best_error = select(better, error, best_error);
-    best.level_scale = select(better, inverse, best.level_scale);
-    best.level_min = select(better, min, best.level_min);
-    best.scale = select(better, new_scale, best.scale);
-    best.min = select(better, new_min, best.min);
 }
 
 // make_qkx2_quants and make_qkx3_quants, which are one algorithm. `first` and `step`: rmin and rdelta there.
 // A block of equal values needs no branch: its inverse is infinite, its levels are nearest(NaN) = 0, its scale is 1/inf = 0.
-template <int N, int HIGHEST, int STEPS, bool ABSOLUTE>
-LANE_FN Line fit_line(const F *x, const F *w, float first, float step) {
-    F low = x[0], high = x[0], sum_w = w[0], sum_x = w[0] * x[0];
-    for (int i = 1; i < N; ++i) {
-        low = select(x[i] < low, x[i], low);
-        high = select(x[i] > high, x[i], high);
-        sum_w += w[i];
-        sum_x += w[i] * x[i];
-    }
-    low = select(low > 0.f, F{}, low);
-    F inverse = float(HIGHEST) / (high - low);
-    Line best = {1.f / inverse, low, inverse, low};
-    F best_error{};
-    for (int i = 0; i < N; ++i) {
-        F difference = best.scale * level<HIGHEST>(best, x[i]) + low - x[i];
-        best_error += w[i] * (ABSOLUTE ? magnitude(difference) : difference * difference);
+template <int N, int HIGHEST, int STEPS, bool ABSOLUTE, int A>
+LANE_FN void fit_lines(const F *x, const F *w, float first, float step, Line *best) {
+    F high[A], sum_w[A], sum_x[A], best_error[A]{}, candidate[A];
+    for (int a = 0; a < A; ++a) {
+        const F *xa = x + a * N, *wa = w + a * N;
+        F low = xa[0], top = xa[0], weights = wa[0], products = wa[0] * xa[0];
+        for (int i = 1; i < N; ++i) {
+            low = select(xa[i] < low, xa[i], low);
+            top = select(xa[i] > top, xa[i], top);
+            weights += wa[i];
+            products += wa[i] * xa[i];
+        }
+        low = select(low > 0.f, F{}, low);
+        F inverse = float(HIGHEST) / (top - low);
+        best[a] = {1.f / inverse, low, inverse, low};
+        for (int i = 0; i < N; ++i) {
+            F difference = best[a].scale * level<HIGHEST>(best[a], xa[i]) + low - xa[i];
+            best_error[a] += wa[i] * (ABSOLUTE ? magnitude(difference) : difference * difference);
+        }
+        high[a] = top, sum_w[a] = weights, sum_x[a] = products;
     }
     for (int trial = 0; trial <= STEPS; ++trial) {
-        F candidate = (first + step * float(trial) + float(HIGHEST)) / (high - best.min);
-        try_line<N, HIGHEST, ABSOLUTE>(best, best_error, candidate, x, w, sum_w, sum_x);
+        for (int a = 0; a < A; ++a) candidate[a] = (first + step * float(trial) + float(HIGHEST)) / (high[a] - best[a].min);
+        try_lines<N, HIGHEST, ABSOLUTE, A>(best, best_error, candidate, x, w, sum_w, sum_x);
     }
-    return best;
 }
 
 // x ~ scale * (level - HALF), levels 0 .. 2 HALF - 1; every level of a block that is nearly zero is 0.
@@ -103,69 +115,79 @@ LANE_FN F extreme(const F *x, F &largest) {
 }
 
 // make_qx_quants with rmse_type 1: w is x * x or given.
-template <int N, int HALF>
-LANE_FN Symmetric fit_symmetric(const F *x, const F *w) {
-    F wx[N], largest, peak = extreme<N>(x, largest);
-    for (int i = 0; i < N; ++i) wx[i] = w[i] * x[i];
-    Symmetric fit = {F{}, float(-HALF) / peak, largest < NEARLY_ZERO};
-    F best{};
+template <int N, int HALF, int A>
+LANE_FN void fit_symmetric(const F *x, const F *w, Symmetric *fits) {
+    F wx[A * N], peak[A], best[A]{}, inverse[A];
+    for (int i = 0; i < A * N; ++i) wx[i] = w[i] * x[i];
+    for (int a = 0; a < A; ++a) {
+        F largest;
+        peak[a] = extreme<N>(x + a * N, largest);
+        fits[a] = {F{}, F{}, largest < NEARLY_ZERO};
+    }
     for (int trial = -10; trial <= 9; ++trial) {  // -10 stands for the unshifted scale, which the reference tries first
         if (trial == 0) continue;
-        F inverse = trial == -10 ? fit.level_scale : -(float(HALF) + 0.1f * float(trial)) / peak;
-        F sum_lx{}, sum_l2{};
-        for (int i = 0; i < N; ++i) {
-            F l = nearest_clamped(inverse * x[i], -HALF, HALF - 1);
-            sum_lx += wx[i] * l;
-            sum_l2 += w[i] * l * l;
+        F sum_lx[A]{}, sum_l2[A]{};
+        for (int a = 0; a < A; ++a) inverse[a] = -(float(HALF) + (trial == -10 ? 0.f : 0.1f * float(trial))) / peak[a];
+        for (int i = 0; i < N; ++i)
+            for (int a = 0; a < A; ++a) {
+                F l = nearest_clamped(inverse[a] * x[a * N + i], -HALF, HALF - 1);
+                sum_lx[a] += wx[a * N + i] * l;
+                sum_l2[a] += w[a * N + i] * l * l;
+            }
+        for (int a = 0; a < A; ++a) {
+            F scale = sum_lx[a] / sum_l2[a];
+            I better = (sum_l2[a] > 0.f) & (sum_lx[a] * sum_lx[a] > best[a] * sum_l2[a]);
+            if (trial == -10) {
+                better = splat(-1);
+                scale = select(sum_l2[a] != 0.f, scale, F{});
+            }
+            fits[a].level_scale = select(better, inverse[a], fits[a].level_scale);
+            fits[a].scale = select(better, scale, fits[a].scale);
+            best[a] = select(better, scale * sum_lx[a], best[a]);
         }
-        F scale = sum_lx / sum_l2;
-        I better = (sum_l2 > 0.f) & (sum_lx * sum_lx > best * sum_l2);
-        if (trial == -10) {
-            better = splat(-1);
-            scale = select(sum_l2 != 0.f, scale, F{});
-        }
-        fit.level_scale = select(better, inverse, fit.level_scale);
-        fit.scale = select(better, scale, fit.scale);
-        best = select(better, scale * sum_lx, best);
     }
-    fit.scale = select(fit.nearly_zero, F{}, fit.scale);
-    return fit;
+    for (int a = 0; a < A; ++a) fits[a].scale = select(fits[a].nearly_zero, F{}, fits[a].scale);
 }
 
 // make_q3_quants with do_rmse: levels (0 .. 2 HALF - 1) improved one at a time, at most 5 rounds. Returns the scale.
 // A lane that a round did not change is not changed by the next either, so no lane needs to remember that it has stopped.
-template <int N, int HALF>
-LANE_FN F descend_symmetric(const F *x, F *levels) {
-    F w[N], wx[N], largest, peak = extreme<N>(x, largest), sum_lx{}, sum_l2{};
-    I nearly_zero = largest < NEARLY_ZERO;
-    F inverse = float(-HALF) / peak;
-    for (int i = 0; i < N; ++i) {
-        F l = nearest_clamped(inverse * x[i], -HALF, HALF - 1);
-        levels[i] = l;
-        w[i] = x[i] * x[i];
-        wx[i] = w[i] * x[i];
-        sum_lx += wx[i] * l;
-        sum_l2 += w[i] * l * l;
-    }
-    for (int round = 0; round < 5; ++round) {
-        I changed{};
-        for (int i = 0; i < N; ++i) {
-            F l = levels[i];
-            F lx = sum_lx - wx[i] * l, l2 = sum_l2 - w[i] * l * l;
-            F moved = nearest_clamped(x[i] * l2 / lx, -HALF, HALF - 1);
-            I candidate = (lx > 0.f) & (moved != l);
-            lx += wx[i] * moved;
-            l2 += w[i] * moved * moved;
-            I better = candidate & (l2 > 0.f) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2);
-            levels[i] = select(better, moved, l);
-            sum_lx = select(better, lx, sum_lx);
-            sum_l2 = select(better, l2, sum_l2);
-            changed |= better;
+template <int N, int HALF, int A>
+LANE_FN void descend_symmetric(const F *x, F *levels, F *scales) {
+    F w[A * N], wx[A * N], sum_lx[A]{}, sum_l2[A]{};
+    I nearly_zero[A], changed = splat(-1);
+    for (int a = 0; a < A; ++a) {
+        F largest, inverse = float(-HALF) / extreme<N>(x + a * N, largest);
+        nearly_zero[a] = largest < NEARLY_ZERO;
+        for (int i = a * N; i < a * N + N; ++i) {
+            F l = nearest_clamped(inverse * x[i], -HALF, HALF - 1);
+            levels[i] = l;
+            w[i] = x[i] * x[i];
+            wx[i] = w[i] * x[i];
+            sum_lx[a] += wx[i] * l;
+            sum_l2[a] += w[i] * l * l;
         }
-        if (!any(changed & ~nearly_zero)) break;
     }
-    for (int i = 0; i < N; ++i) levels[i] = select(nearly_zero, F{}, levels[i] + float(HALF));
-    return select(nearly_zero | ~(sum_l2 > 0.f), F{}, sum_lx / sum_l2);
+    for (int round = 0; round < 5 && any(changed); ++round) {
+        changed = I{};
+        for (int n = 0; n < N; ++n)
+            for (int a = 0; a < A; ++a) {
+                int i = a * N + n;
+                F l = levels[i], lx = sum_lx[a] - wx[i] * l, l2 = sum_l2[a] - w[i] * l * l;
+                F moved = nearest_clamped(x[i] * l2 / lx, -HALF, HALF - 1);
+                I candidate = (lx > 0.f) & (moved != l) & ~nearly_zero[a];
+                lx += wx[i] * moved;
+                l2 += w[i] * moved * moved;
+                I better = candidate & (l2 > 0.f) & (lx * lx * sum_l2[a] > sum_lx[a] * sum_lx[a] * l2);
+                levels[i] = select(better, moved, l);
+                sum_lx[a] = select(better, lx, sum_lx[a]);
+                sum_l2[a] = select(better, l2, sum_l2[a]);
+                changed |= better;
+            }
+    }
+    for (int a = 0; a < A; ++a) {
+        for (int i = a * N; i < a * N + N; ++i) levels[i] = select(nearly_zero[a], F{}, levels[i] + float(HALF));
+        scales[a] = select(nearly_zero[a] | ~(sum_l2[a] > 0.f), F{}, sum_lx[a] / sum_l2[a]);
+    }
 }
 
 // make_qp_quants: x ~ scale * level, levels 0 .. highest as bytes. A negative level wraps to a byte, as it does there.
