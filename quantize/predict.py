@@ -12,6 +12,7 @@ from quantize.encode import Rows, encode, measure_errors
 from quantize.plan import QuantizationPlan
 
 SAMPLE_WEIGHTS = 1 << 17
+SAMPLES = 3
 SAMPLE_READ_BYTES = 1 << 26
 HASH_BYTES_PER_SECOND = 1.2e9   # SHA-256 with the processor's instructions; twice over the output, once over the source
 
@@ -19,8 +20,8 @@ HASH_BYTES_PER_SECOND = 1.2e9   # SHA-256 with the processor's instructions; twi
 def predict_seconds(plans: Sequence[QuantizationPlan], n_threads: int = 0) -> float:
     """Wall seconds to write `plans` of one checkpoint: encode and measure each type, read, hash.
 
-    A sample of each type is encoded and a piece of the source is read, so the answer takes a moment. Writing is
-    taken to be as fast as the page cache; a slow disk takes longer.
+    A sample of each type is encoded and a piece of the source is read, so the answer takes a moment. It counts
+    processor time, so other programs must leave the cores alone; writing is taken to be as fast as the page cache.
     """
     workers = n_threads or os.cpu_count() or 1
     weights: dict[str, int] = {}
@@ -39,9 +40,12 @@ def weights_per_second(ggml_type: GgmlType) -> float:
     rows = Rows("BF16", (sample.view(np.uint32) >> 16).astype(np.uint16))
     importance = np.ones(4096, np.float32) if ggml_type.name.startswith(("IQ1", "IQ2", "IQ3_XXS")) else None
     encode(ggml_type, Rows("BF16", rows.values[:1]), importance)  # builds ggml's lookup tables, once
-    begin = time.perf_counter()
-    measure_errors(ggml_type, rows, encode(ggml_type, rows, importance))
-    return SAMPLE_WEIGHTS / (time.perf_counter() - begin)
+    seconds = []
+    for _ in range(SAMPLES):
+        begin = time.thread_time()
+        measure_errors(ggml_type, rows, encode(ggml_type, rows, importance))
+        seconds.append(time.thread_time() - begin)
+    return SAMPLE_WEIGHTS / min(seconds)
 
 
 def read_bytes_per_second(tensors: list[SourceTensor]) -> float:

@@ -19,7 +19,8 @@ FLOORS: tuple[tuple[str, int], ...] = (
     ("bench", 4),
 )
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
-PRINTERS = {"medlite/demo", "quantize/measure.py", "quantize/kernels/measure.py"}  # programs run with python -m, not libraries
+# Programs that are run with python -m, not libraries.
+PRINTERS = {"medlite/demo", "quantize/measure.py", "quantize/kernels/measure.py"}
 
 
 def module_name(path: Path) -> str:
