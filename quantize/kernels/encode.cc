@@ -33,6 +33,9 @@ const TypeRow *find(int isa, int type) {
 // ggml has no encoder for these without importance (ggml_quantize_requires_imatrix).
 bool needs_importance(int type) { return type == GGML_IQ2_XXS || type == GGML_IQ2_XS; }
 
+// ggml ignores it for these, too.
+bool ignores_importance(int type) { return type == GGML_Q8_0 || type == GGML_TQ1_0 || type == GGML_TQ2_0; }
+
 int source_size(int type) { return type == GGML_F32 ? 4 : type == GGML_F16 || type == GGML_BF16 ? 2 : 0; }
 
 }  // namespace
@@ -66,7 +69,7 @@ int64_t medlite_encode(int type, int source_type, const void *source, void *targ
     if (!row || (!importance && needs_importance(type))) return UNSUPPORTED_TYPE;
     if (n_per_row % row->block_weights || (n_rows && (!source || !target))) return BAD_ARGUMENTS;
     Task task = {source_type, source_size(source_type), (const uint8_t *)source, (uint8_t *)target,
-                 n_rows,      n_per_row,                importance};
+                 n_rows,      n_per_row,                ignores_importance(type) ? nullptr : importance};
     Outcome outcome = row->encode(task);
     if (outcome.problem != Problem::NONE) {
         if (bad_row) *bad_row = outcome.row;

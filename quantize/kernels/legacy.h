@@ -8,22 +8,24 @@ namespace MEDLITE_ISA {
 
 LANE_FN F inverse_or_zero(F d) { return select(d != 0.f, 1.f / d, F{}); }
 
-// The scalar conversions (int8_t)f and (uint8_t)f go through int and drop the upper bits.
-LANE_FN I to_signed_byte(F v) { return (to_int(v) << 24) >> 24; }
+LANE_FN I infinite(F v) { return magnitude(v) == __builtin_inff(); }
 
-// Byte l holds the low nibbles of weights l and l + 16.
+// Byte l holds weights l and l + 16; levels 0 .. 15.
 LANE_FN void pack_nibbles(const I *levels, I *words) {
     for (int k = 0; k < 4; ++k) {
         I word{};
-        for (int b = 0; b < 4; ++b)
-            word |= ((levels[4 * k + b] & 15) | ((levels[4 * k + b + 16] & 15) << 4)) << (8 * b);
+        for (int b = 3; b >= 0; --b) word = (((word << 4) | levels[4 * k + b + 16]) << 4) | levels[4 * k + b];
         words[k] = word;
     }
 }
 
-LANE_FN I pack_fifth_bits(const I *levels) {
+// Levels 0 .. 31: their fifth bits as one word, which they lose.
+LANE_FN I split_fifth_bits(I *levels) {
     I word{};
-    for (int i = 0; i < 32; ++i) word |= ((levels[i] >> 4) & 1) << i;
+    for (int i = 31; i >= 0; --i) {
+        word = (word << 1) | (levels[i] >> 4);
+        levels[i] &= 15;
+    }
     return word;
 }
 
@@ -45,12 +47,15 @@ struct Centered {
         } else {
             F largest;
             d = extreme<32>(x, largest) / float(-HALF);
-            F inverse = inverse_or_zero(d);
-            for (int i = 0; i < 32; ++i)
-                levels[i] = smaller(to_signed_byte(x[i] * inverse + (HALF + 0.5f)), splat(2 * HALF - 1));
+            F inverse = inverse_or_zero(d), offset = splat(HALF + 0.5f);
+            // Denormal d: the reference converts infinity and NaN to bytes, which gives 0.
+            I broken = infinite(inverse);
+            inverse = select(broken, F{}, inverse);
+            offset = select(broken, F{}, offset);
+            for (int i = 0; i < 32; ++i) levels[i] = smaller(to_int(x[i] * inverse + offset), splat(2 * HALF - 1));
         }
         constexpr int EXTRA = BITS == 5;
-        if (EXTRA) body[0] = pack_fifth_bits(levels);
+        if (EXTRA) body[0] = split_fifth_bits(levels);
         pack_nibbles(levels, body + EXTRA);
         prepend_half<4 + EXTRA>(to_half(d), body, words);
     }
@@ -79,15 +84,17 @@ struct Offset {
                 high = select(x[i] > high, x[i], high);
             }
             d = (high - low) / float(HIGHEST);
-            F inverse = inverse_or_zero(d);
-            for (int i = 0; i < 32; ++i) {
-                F scaled = (x[i] - low) * inverse + 0.5f;
-                levels[i] = BITS == 4 ? smaller(to_signed_byte(scaled), splat(15)) : to_int(scaled);
-            }
+            F inverse = inverse_or_zero(d), offset = splat(0.5f), origin = low;
+            // Denormal or infinite d: as above. Otherwise no level exceeds HIGHEST, as the ends are 0 and HIGHEST.
+            I broken = infinite(inverse) | infinite(d);
+            inverse = select(broken, F{}, inverse);
+            offset = select(broken, F{}, offset);
+            origin = select(broken, F{}, origin);
+            for (int i = 0; i < 32; ++i) levels[i] = to_int((x[i] - origin) * inverse + offset);
         }
         words[0] = to_half(d) | (to_half(low) << 16);
         constexpr int EXTRA = BITS == 5;
-        if (EXTRA) words[1] = pack_fifth_bits(levels);
+        if (EXTRA) words[1] = split_fifth_bits(levels);
         pack_nibbles(levels, words + 1 + EXTRA);
     }
 };
@@ -106,9 +113,8 @@ struct Q8_0 {
         for (int i = 0; i < 32; ++i) largest = select(largest > magnitude(x[i]), largest, magnitude(x[i]));
         F d = largest / 127.f, inverse = inverse_or_zero(d);
         for (int k = 0; k < 8; ++k) {
-            I bytes[4];
-            for (int b = 0; b < 4; ++b) bytes[b] = to_int(round_away(x[4 * k + b] * inverse)) & 255;
-            body[k] = join_bytes(bytes);
+            body[k] = I{};
+            for (int b = 3; b >= 0; --b) body[k] = (body[k] << 8) | (to_int(round_away(x[4 * k + b] * inverse)) & 255);
         }
         prepend_half<8>(to_half(d), body, words);
     }
