@@ -7,7 +7,7 @@ is checked first, and worker threads may write in any order.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,9 @@ from medlite.gguf_format import (
     pad_to,
     place_tensors,
 )
-from quantize.architectures import Architecture, ExtraTensor, TensorRule, find_architecture, head_counts, positive
-from quantize.checkpoint import FLOAT_DTYPES, Checkpoint, SourceTensor
+from quantize.architectures import DROPPED_LAYER, Architecture, TensorRule, find_architecture, text_config
+from quantize.checkpoint import FLOAT_DTYPES, Checkpoint, SourceTensor, read_json_object
+from quantize.hyperparameters import ExtraTensor, head_counts, positive
 from quantize.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
 from quantize.tokenizer import vocabulary
 
@@ -82,6 +83,11 @@ class QuantizationPlan:
         return sum(file.n_bytes for file in self.files)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know of the result beside the recipe's loss."""
+        return self.architecture.notes(self.checkpoint.config)
+
+    @property
     def n_params(self) -> int:
         return sum(tensor.info.n_weights for tensor in self.tensors if tensor.extra is None)
 
@@ -99,15 +105,17 @@ class QuantizationPlan:
 
 def make_plan(
     checkpoint: Checkpoint, recipe: Recipe, *, overrides: tuple[tuple[str, str], ...] = (),
-    importance: Importance | None = None, max_shard_bytes: int | None = None,
+    importance: Importance | None = None, max_shard_bytes: int | None = None, pre_tokenizer: str | None = None,
 ) -> QuantizationPlan:
     """The plan for one recipe, from headers only.
 
     overrides: (regular expression, type name) pairs of --tensor-type. importance: from an imatrix, by GGUF name.
+    pre_tokenizer: llama.cpp's name of it where the checkpoint's pattern is unknown (--pre-tokenizer).
     max_shard_bytes: tensor bytes a file may hold, None for one file. Raises CheckpointError where a source tensor is
     unknown, missing or misshapen, RecipeError where the recipe needs what is not there.
     """
     architecture = find_architecture(checkpoint.config)
+    checkpoint = replace(checkpoint, config=text_config(checkpoint.config, architecture))
     sources, ignored = _match(checkpoint, architecture)
     _check_shapes(checkpoint, architecture, sources)
     extras = {extra.name: extra for extra in architecture.extras(checkpoint.config)}
@@ -118,9 +126,10 @@ def make_plan(
     n_head, n_head_kv = head_counts(checkpoint.config)
     choices = choose_types(
         recipe, shapes, n_gqa=n_head // n_head_kv, has_imatrix=importance is not None, overrides=overrides,
-        is_70b=checkpoint.config["num_hidden_layers"] == 80 and n_head != n_head_kv)
+        is_70b=architecture.is_70b(checkpoint.config))
     _check_imatrix(recipe, shapes, choices, importance)
-    metadata = _metadata(checkpoint, architecture, recipe, sum(math.prod(shape.shape) for shape in shapes))
+    metadata = _metadata(checkpoint, architecture, recipe, sum(math.prod(shape.shape) for shape in shapes),
+                         pre_tokenizer)
     tensors: list[PlannedTensor] = []
     files: list[PlannedFile] = []
     groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
@@ -180,6 +189,7 @@ def _match(
     """GGUF name -> (source tensor, rule), and ignored name -> reason. Every source tensor lands in exactly one."""
     sources: dict[str, tuple[SourceTensor, TensorRule]] = {}
     ignored: dict[str, str] = {}
+    dropped = checkpoint.config["dropped_layers"]
     for tensor in checkpoint.tensors.values():
         reason = next((row.reason for row in architecture.ignored if re.fullmatch(row.pattern, tensor.name)), None)
         if reason is not None:
@@ -190,16 +200,33 @@ def _match(
             raise CheckpointError(f"{tensor.path}: no rule of {architecture.hf_name} takes {tensor.name}",
                                   hint="the checkpoint holds more than the architecture says; it may be an adapter")
         rule, match = found[0]
-        target = rule.target.format(*match.groups())
+        target = rule.target
+        if match.groups():
+            layer = int(match[1])
+            if layer in dropped:
+                ignored[tensor.name] = f"layer {layer}, {DROPPED_LAYER}"
+                continue
+            target = target.format(layer - sum(i < layer for i in dropped))
         if target in sources:
             raise CheckpointError(f"{tensor.path}: {tensor.name} and {sources[target][0].name} both become {target}")
         if tensor.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name} is {tensor.dtype}, one of {', '.join(FLOAT_DTYPES)} was needed",
                 hint="start from the full-precision checkpoint, not from one that is quantized already")
+        if rule.extra_rows:
+            tensor = _without_last_rows(tensor, rule.extra_rows)
+            ignored[f"{tensor.name}[{tensor.shape[0]}:]"] = "rows past the vocabulary, of image tokens"
         sources[target] = (tensor, rule)
     _check_complete(checkpoint, architecture, sources)
     return sources, ignored
+
+
+def _without_last_rows(tensor: SourceTensor, n_rows: int) -> SourceTensor:
+    """`tensor` as if its last rows were not there. Raises CheckpointError if it has no more."""
+    if len(tensor.shape) != 2 or tensor.shape[0] <= n_rows:
+        raise CheckpointError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, more than {n_rows} rows needed")
+    return replace(tensor, shape=(tensor.shape[0] - n_rows, tensor.shape[1]),
+                   n_bytes=tensor.n_bytes - n_rows * tensor.row_bytes)
 
 
 def _check_complete(
@@ -258,16 +285,24 @@ def _check_imatrix(
 
 
 def _metadata(
-    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, n_params: int
+    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, n_params: int,
+    pre_tokenizer: str | None,
 ) -> dict[str, Value]:
     return {
         **_general(checkpoint.folder, architecture.gguf_name, n_params),
-        **architecture.metadata(architecture.gguf_name, checkpoint.config),
+        **{f"{architecture.gguf_name}.{key}": value for key, value in architecture.metadata(checkpoint.config).items()},
         "general.file_type": Value(Kind.UINT32, recipe.file_type),
         "general.quantization_version": Value(Kind.UINT32, QUANTIZATION_VERSION),
         RECIPE_KEY: Value(Kind.STRING, recipe.name),
-        **vocabulary(checkpoint.folder, positive(checkpoint.config, "vocab_size")),
+        **vocabulary(checkpoint.folder, positive(checkpoint.config, "vocab_size"), pre_tokenizer),
     }
+
+
+def _repetition_penalty(folder: Path) -> float | None:
+    """generation_config.json's repetition_penalty, where there is one."""
+    path = folder / "generation_config.json"
+    stated = read_json_object(path).get("repetition_penalty") if path.is_file() else None
+    return float(stated) if isinstance(stated, int | float) else None
 
 
 def _general(folder: Path, architecture: str, n_params: int) -> dict[str, Value]:
@@ -278,6 +313,8 @@ def _general(folder: Path, architecture: str, n_params: int) -> dict[str, Value]
         found = gguf.Metadata.load(None, folder, None, n_params)
         if found.name is None:
             found.name = folder.resolve().name
+        if found.sampling_penalty_repeat is None:  # gguf < 0.20 reads only llama.cpp's spelling of it
+            found.sampling_penalty_repeat = _repetition_penalty(folder)
         if found.size_label is None:
             found.size_label = gguf.size_label(n_params, 0, 0, 0)
         writer = gguf.GGUFWriter(None, architecture)

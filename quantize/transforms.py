@@ -49,5 +49,14 @@ def permute_rope(slab: Array, rows_per_head: int) -> Array:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(slab.shape)
 
 
+def add_one(slab: Array, rows_per_group: int) -> Array:
+    """`slab` plus one, in float32: Gemma multiplies by 1 + weight, ggml by the weight.
+
+    Source: llama.cpp conversion/gemma.py, Gemma3Model.norm_shift.
+    """
+    return slab + np.float32(1.0)
+
+
 KEEP = Transform("keep", lambda slab, rows_per_group: slab)
 PERMUTE_ROPE = Transform("permute_rope", permute_rope, row_group=head_dim)
+ADD_ONE = Transform("add_one", add_one)
