@@ -35,6 +35,7 @@ A conversion that was interrupted continues when the same command is run again."
 @click.option("--tensor-type", "overrides", multiple=True, metavar="REGEX=TYPE",
               help="Give matching tensors another type; the first match decides.")
 @click.option("--max-shard-size", metavar="SIZE", help="Split into files of at most SIZE, as in 4GB.")
+@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
 @click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source.")
 @click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -43,8 +44,8 @@ A conversion that was interrupted continues when the same command is run again."
               callback=lambda ctx, param, value: list_recipes(ctx) if value else None)
 def command(
     source: str, recipes: tuple[str, ...], out: Path | None, dry_run: bool, restart: bool, threads: int | None,
-    imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, no_measure: bool, offline: bool,
-    force: bool, as_json: bool,
+    imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, pre_tokenizer: str | None,
+    no_measure: bool, offline: bool, force: bool, as_json: bool,
 ) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files.
 
@@ -63,7 +64,8 @@ def command(
     outputs = []
     for recipe in dict.fromkeys(find_recipe(name) for name in recipes):
         plan = make_plan(checkpoint, recipe, overrides=tuple(map(parse_override, overrides)), importance=importance,
-                         max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None)
+                         max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+                         pre_tokenizer=pre_tokenizer)
         outputs.append(Output(plan, output_path(checkpoint.folder, recipe.name, out, several=len(set(recipes)) > 1)))
     if dry_run:
         show_plans(outputs, as_json=as_json)
@@ -137,7 +139,7 @@ def plan_json(plan: "QuantizationPlan", path: Path) -> dict[str, Any]:
         "tensors": [{"name": t.info.name, "source": t.source.name if t.source else None, "type": t.info.type.name,
                      "shape": list(t.info.shape), "n_bytes": t.info.n_bytes, "reason": t.reason}
                     for t in plan.tensors],
-        "ignored": dict(plan.ignored),
+        "ignored": dict(plan.ignored), "notes": list(plan.notes),
     }
 
 
@@ -167,7 +169,16 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
         size = f"{output.plan.n_bytes:,} bytes ({format_bytes(output.plan.n_bytes)})"
         stdout.print(f"[bold]{output.path}[/bold]: {size}, "
                      f"{output.plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)
+    print_notes(outputs)
     stdout.print(f"about {seconds:.0f} s on this machine; nothing was written")
+
+
+def print_notes(outputs: "list[Output]") -> None:
+    """Print what a user must know of the result, once."""
+    from medlite.cli.display import stdout
+
+    for note in dict.fromkeys(note for output in outputs for note in output.plan.notes):
+        stdout.print(f"[yellow]note:[/yellow] {note}", soft_wrap=True)
 
 
 def show_written(written: "list[Written]", *, as_json: bool) -> None:
@@ -178,7 +189,7 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
     if as_json:
         print_json([{"paths": [str(p) for p in one.paths], "receipt": str(one.receipt),
                      "n_resumed_bytes": one.n_resumed_bytes, **{k: receipt[k] for k in (
-                         "recipe", "n_params", "bits_per_weight", "files", "total")}}
+                         "recipe", "n_params", "bits_per_weight", "files", "total", "notes")}}
                     for one, receipt in zip(written, receipts, strict=True)])
         return
     from medlite.cli.display import stdout
@@ -191,6 +202,7 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
         n_bytes = sum(file["n_bytes"] for file in receipt["files"])
         stdout.print(f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
                      f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}", soft_wrap=True)
+    print_notes([one.output for one in written])
     stdout.print(f"next: medlite chat {written[0].paths[0]}", style="dim", soft_wrap=True)
 
 
