@@ -124,7 +124,7 @@ def make_receipt(
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
-        "source": _source(plan, facts.shard_hashes),
+        "source": source_facts(plan, facts.shard_hashes),
         "recipe": plan.recipe.name,
         "imatrix_sha256": _importance_sha256(plan),
         "architecture": plan.architecture.gguf_name,
@@ -132,11 +132,12 @@ def make_receipt(
         "bits_per_weight": round(plan.bits_per_weight, 6),
         "files": files,
         "ignored": dict(plan.ignored),
+        "notes": list(plan.notes),
         "tokenizer_sha256": _tokenizer_sha256(plan),
         "chat_template_sha256": _template_sha256(plan),
         "tensors": [_tensor_row(tensor, digest, by_tensor.get(i))
                     for i, (tensor, digest) in enumerate(zip(plan.tensors, tensor_hashes, strict=True))],
-        "total": _errors_row([row for rows in by_tensor.values() for row in rows], with_worst=False),
+        "total": errors_row([row for rows in by_tensor.values() for row in rows], with_worst=False),
     }
 
 
@@ -146,7 +147,7 @@ def made_by() -> dict[str, str]:
     return {"medlite": __version__, **versions, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def _source(plan: QuantizationPlan, shard_hashes: Mapping[Path, str]) -> dict[str, Any]:
+def source_facts(plan: QuantizationPlan, shard_hashes: Mapping[Path, str]) -> dict[str, Any]:
     """The checkpoint: its folder's name, its hub revision where it lies in a hub cache, its files' hashes."""
     folder = plan.checkpoint.folder.resolve()
     is_snapshot = folder.parent.name == "snapshots"
@@ -183,10 +184,10 @@ def _tensor_row(tensor: PlannedTensor, digest: str, errors: list[RowErrors] | No
     row = {"name": tensor.info.name, "source": tensor.source.name if tensor.source else None,
            "type": tensor.info.type.name, "reason": tensor.reason, "shape": list(tensor.info.shape),
            "n_bytes": tensor.info.n_bytes, "file": tensor.file, "sha256": digest}
-    return row | _errors_row(errors or [], with_worst=True, n_weights=tensor.info.n_weights)
+    return row | errors_row(errors or [], with_worst=True, n_weights=tensor.info.n_weights)
 
 
-def _errors_row(errors: Sequence[RowErrors], *, with_worst: bool, n_weights: int = 0) -> dict[str, Any]:
+def errors_row(errors: Sequence[RowErrors], *, with_worst: bool, n_weights: int = 0) -> dict[str, Any]:
     """RMSE and SQNR in dB (null where there is no error at all), and the row that lost most."""
     if not errors:
         return {}

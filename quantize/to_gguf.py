@@ -123,7 +123,7 @@ class OutputWriter:
             descriptor = os.open(part_path(path), os.O_RDWR | os.O_CREAT, 0o644)
             self._descriptors.append(descriptor)
             os.ftruncate(descriptor, file.n_bytes)
-            _pwrite(descriptor, file.header, 0)
+            write_at(descriptor, file.header, 0)
         self._drop_lost_slabs()
         self.n_resumed_bytes = sum(self._n_bytes(self.slabs[number]) for number in self.journal.done)
         settings.on_bytes(self.n_resumed_bytes)
@@ -156,7 +156,7 @@ class OutputWriter:
 
     def write(self, slab: Slab, encoded: EncodedSlab) -> None:
         """Put one slab's bytes where they belong and journal them."""
-        _pwrite(self._descriptors[encoded.file], encoded.data.data, encoded.position)
+        write_at(self._descriptors[encoded.file], encoded.data.data, encoded.position)
         crc = zlib.crc32(encoded.data.data)
         with self._lock:
             self.journal.add(slab.number, crc, encoded.errors)
@@ -196,7 +196,8 @@ class OutputWriter:
         self.journal.path.unlink(missing_ok=True)
 
 
-def _pwrite(descriptor: int, data: bytes | memoryview, position: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of `data` at byte `position` of an open file; safe from several threads."""
     view = memoryview(data)
     while view:
         n = os.pwrite(descriptor, view, position)
