@@ -71,6 +71,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Instruction sets by /proc/cpuinfo's names (avx2, avx512f, asimddp, ...); empty where it is not there."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return frozenset()
+    return frozenset(found[1].split()) if found else frozenset()
+
+
 def physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
     """Physical cores that this process may use: hyper-threads counted once, affinity and container quota respected."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -29,6 +29,7 @@ class EngineInfo:
     load_seconds: float
     n_gpu_layers: int = 0
     settings: dict[str, str] = field(default_factory=dict)
+    buffer_bytes: dict[str, int] = field(default_factory=dict)  # what the runtime allocated, by its own names
     warnings: tuple[str, ...] = ()   # what the user should know before trusting speed or memory, e.g. an unused GPU
 
 

@@ -7,12 +7,22 @@ buffers. The estimate is made before the load, so that a load that cannot succee
 from dataclasses import dataclass
 from typing import Any
 
+from medlite.devices import cpu_features
 from medlite.errors import EngineError, MemoryShortError
 from medlite.files import format_bytes
-from medlite.gguf_format import GGML_TYPES, Header
+from medlite.gguf_format import GGML_TYPES, Header, TensorInfo
 
 # KV cache types that users choose, by ggml name. f16 is exact enough to be the default of every runtime.
 KV_TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+
+# Types whose matrices the CPU kernels repack into a copy, by the processor feature that allows it; a matrix needs rows
+# in multiples of REPACK_ROWS. Source: ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type.
+REPACKED_TYPES: dict[str, frozenset[str]] = {
+    "avx2": frozenset(("Q4_0", "Q4_K", "IQ4_NL", "MXFP4")),
+    "avx512f": frozenset(("Q2_K",)),
+    "asimddp": frozenset(("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4")),
+}
+REPACK_ROWS = 8
 
 CELL_PADDING = 256               # llama-context.cpp pads n_ctx to this
 SMALLEST_CONTEXT = 512
@@ -37,19 +47,29 @@ class ModelShape:
     kv_weights: tuple[tuple[int, int], ...]
     n_weight_bytes: int
     n_output_bytes: int          # of the tensors that belong to no layer
+    n_repacked_bytes: int        # of the matrices that the CPU kernels would copy
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes. weights: all tensors. kv_cache: at the chosen context and type. compute: scratch and logits."""
+    """Bytes. weights: the file, mapped. repacked: weights copied into the CPU kernels' own layout. kv_cache: at the
+    chosen context and type. compute: scratch and logits.
+    """
 
     weights: int
+    repacked: int
     kv_cache: int
     compute: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.compute
+        """Most that can be resident at once."""
+        return self.weights + self.repacked + self.kv_cache + self.compute
+
+    @property
+    def needed(self) -> int:
+        """What must fit: the system drops the mapped pages of weights that were copied."""
+        return self.total - self.repacked
 
 
 def read_shape(header: Header) -> ModelShape:
@@ -70,7 +90,14 @@ def read_shape(header: Header) -> ModelShape:
         kv_weights=tuple((h * k, h * v) for h, k, v in zip(n_head_kv, head_k, head_v, strict=True)),
         n_weight_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         n_output_bytes=sum(t.n_bytes for t in header.tensors if not t.name.startswith("blk.")),
+        n_repacked_bytes=sum(t.n_bytes for t in header.tensors if is_repacked(t, cpu_features())),
     )
+
+
+def is_repacked(tensor: TensorInfo, features: frozenset[str]) -> bool:
+    """Whether llama.cpp copies a tensor into the CPU kernels' own layout. The token embedding is only looked up."""
+    return (len(tensor.shape) > 1 and tensor.shape[-2] % REPACK_ROWS == 0 and tensor.name != "token_embd.weight"
+            and any(tensor.type.name in REPACKED_TYPES[f] for f in REPACKED_TYPES if f in features))
 
 
 def _integer(header: Header, key: str) -> int:
@@ -99,14 +126,17 @@ def max_outputs(n_vocab: int, n_batch: int) -> int:
     return max(MAX_SEQUENCES, min(n_batch, LOGITS_BUFFER_BYTES // (4 * n_vocab)))
 
 
-def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
-    """Scratch of one batch: the widest activations, attention scores and mask, the logits (computed and returned)."""
-    n_outputs = max_outputs(shape.n_vocab, n_batch)
-    activations = 4 * n_batch * max(3 * shape.n_ff, 6 * shape.n_embd)
-    mask = 2 * 2 * n_batch * n_cells
-    scores = scores_bytes(shape, n_batch, n_cells)
-    return (activations + mask + (scores if scores <= SCORES_BUFFER_BYTES else 0)
-            + 2 * 4 * n_outputs * shape.n_vocab)
+def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int, *, flash: bool) -> int:
+    """Scratch of one batch, and the rows of logits that it returns.
+
+    Buffers that are not needed at once share their place, so the widest of them counts: attention scores (unless
+    flash attention spares them), the feed-forward pair, the logits; beside it a few rows of the hidden size and the
+    attention mask. Measured on Llama shapes: tests/test_llama_memory.py.
+    """
+    logits = 4 * max_outputs(shape.n_vocab, n_batch) * shape.n_vocab
+    widest = max(0 if flash else scores_bytes(shape, n_batch, n_cells), 2 * 4 * n_batch * shape.n_ff, logits)
+    mask = (2 if flash else 4) * n_batch * n_cells  # half precision for flash attention
+    return widest + 5 * 4 * n_batch * shape.n_embd + mask + logits
 
 
 def scores_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
@@ -133,8 +163,10 @@ def n_cells_for(n_context: int, n_batch: int) -> int:
 def estimate(shape: ModelShape, n_context: int, kv_type: str, n_batch: int) -> MemoryEstimate:
     """What a load with these settings will take."""
     n_cells = n_cells_for(n_context, n_batch)
-    return MemoryEstimate(shape.n_weight_bytes, n_cells * kv_bytes_per_token(shape, kv_type),
-                          compute_bytes(shape, n_batch, n_cells))
+    flash = flash_attention(shape, kv_type, n_batch, n_cells, on_gpu=False)
+    return MemoryEstimate(weights=shape.n_weight_bytes, repacked=shape.n_repacked_bytes,
+                          kv_cache=n_cells * kv_bytes_per_token(shape, kv_type),
+                          compute=compute_bytes(shape, n_batch, n_cells, flash=flash))
 
 
 def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_bytes: int, n_batch: int) -> int:
@@ -152,19 +184,19 @@ def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_byt
     smallest = min(wanted or trained or SMALLEST_CONTEXT, SMALLEST_CONTEXT)
     need = estimate(shape, smallest, kv_type, n_batch)
     usable = free_bytes - RESERVE_BYTES
-    if need.total > usable:
+    if need.needed > usable:
         raise MemoryShortError(
-            f"the model needs {format_bytes(need.total)} ({format_bytes(need.weights)} of weights), "
+            f"the model needs {format_bytes(need.needed)} ({format_bytes(need.weights)} of weights), "
             f"{format_bytes(max(usable, 0))} are free",
             hint="close other programs, or take a smaller recipe: medlite quantize --recipe Q4_K_M")
     per_token = max(1, kv_bytes_per_token(shape, kv_type))
     if wanted is not None:
         need = estimate(shape, wanted, kv_type, n_batch)
-        if need.total > usable:
+        if need.needed > usable:
             fits = max(smallest, (usable - need.weights - need.compute) // per_token // CELL_PADDING * CELL_PADDING)
             raise MemoryShortError(
                 f"a context of {wanted} tokens needs {format_bytes(need.kv_cache)} of KV cache, "
-                f"{format_bytes(need.total)} in all; {format_bytes(usable)} are free",
+                f"{format_bytes(need.needed)} in all; {format_bytes(usable)} are free",
                 hint=f"--context {fits}" + ("" if kv_type != "f16" else ", or --kv-type q8_0 halves the cache"))
         return wanted
     by_memory = int(DEFAULT_CONTEXT_SHARE * (usable - need.weights - need.compute)) // per_token

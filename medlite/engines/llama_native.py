@@ -7,6 +7,7 @@ high-level class is not used: it keeps n_context x n_vocab logits, and its log-p
 
 import ctypes
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ N_LOG_LINES = 40
 MAX_ROWS = 1024
 GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}       # ggml.h, enum ggml_type
 FLASH_ATTENTION = {False: 0, True: 1}                  # llama.h, enum llama_flash_attn_type
-LOG_ERROR = 4                                          # ggml.h, enum ggml_log_level
+LOG_INFO, LOG_ERROR = 2, 4                             # ggml.h, enum ggml_log_level
 
 DECODE_OK, DECODE_ABORTED = 0, 2                       # llama.h, llama_decode
 
@@ -35,7 +36,11 @@ DECODE_OK, DECODE_ABORTED = 0, 2                       # llama.h, llama_decode
 # GOMP_SPINCOUNT); a user's own OMP_WAIT_POLICY or GOMP_SPINCOUNT wins.
 SPIN_COUNT = "1000"
 
+# "llama_kv_cache:        CPU KV buffer size =    32.00 MiB"
+BUFFER_LINE = re.compile(r":\s*(\S+)\s+(model|KV|RS|output|compute) buffer size =\s*([\d.]+) MiB")
+
 _log_lines: deque[str] = deque(maxlen=N_LOG_LINES)
+_buffers: dict[str, int] = {}
 _log_callback: Any = None
 _library: Any = None
 
@@ -80,6 +85,11 @@ def library() -> Any:
 def _keep_log(level: int, text: bytes, _user_data: Any) -> None:
     if level == LOG_ERROR:
         _log_lines.append(text.decode("utf-8", errors="replace").strip())
+    elif level == LOG_INFO and b"buffer size" in text:
+        found = BUFFER_LINE.search(text.decode("utf-8", errors="replace"))
+        if found:
+            name = f"{found[1]} {found[2]}"
+            _buffers[name] = _buffers.get(name, 0) + int(float(found[3]) * (1 << 20))
 
 
 def gpu_build() -> bool:
@@ -110,10 +120,12 @@ class Model:
 
         parameters.progress_callback = native.llama_progress_callback(report)
         _log_lines.clear()
+        _buffers.clear()
         self.pointer = native.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:
             raise failure(f"{path}: llama.cpp cannot load it",
                            "the architecture may be newer than this llama.cpp, or the file incomplete")
+        self.buffer_bytes = dict(_buffers)
         self.vocabulary = native.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(native.llama_vocab_n_tokens(self.vocabulary))
         # A recurrent state cannot be cut back to a prefix.
@@ -184,9 +196,11 @@ class Context:
         parameters.n_seq_max = MAX_SEQUENCES
         parameters.no_perf = True
         _log_lines.clear()
+        _buffers.clear()
         self.pointer = native.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
+        self.buffer_bytes = dict(_buffers)
         self.n_vocab = model.n_vocab
         self._rows: dict[int, Logits] = {}
         self.memory = native.llama_get_memory(self.pointer)

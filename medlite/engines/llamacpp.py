@@ -363,6 +363,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         n_threads=settings.n_threads, load_seconds=time.perf_counter() - started, n_gpu_layers=placement.n_gpu_layers,
         settings={"kv_type": kv_type, "n_batch": str(N_BATCH),
                   "flash_attention": "on" if settings.flash_attention else "off"},
+        buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
     return LlamaCppEngine(model, context, info, placement.memory, settings)
 
