@@ -7,16 +7,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from medlite.demo.choices import LETTERS, prompt
+from medlite.demo.choices import prompt
 from medlite.demo.corpus import Corpus
 from medlite.demo.tokenizer import BOS, EOS, EOT, HEADER, HEADER_END
 
-N_STATEMENTS_A_ROW = 6
+N_STATEMENTS_A_ROW = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids and, for each place in `learn`, the index whose next token counts in the loss."""
+    """Token ids and the indices whose next token counts in the loss."""
 
     ids: list[int]
     learn: list[int]
@@ -32,11 +32,12 @@ class Batch:
     targets: Tensor
 
 
-def choice_row(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random, open_book: float) -> Row:
-    """Return one four-option item; only the answer's letter is learned."""
-    item = corpus.item(rng, open_book)
-    ids = tokenizer.encode(f"{prompt(item.stem, item.options)} {LETTERS[item.answer]}").ids
-    return Row(ids, [len(ids) - 2])
+def question_row(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random) -> Row:
+    """Return a question with its answer; the answer and the end mark are learned."""
+    stem, answer = corpus.question(rng)
+    head = tokenizer.encode(prompt(stem)).ids
+    tail = tokenizer.encode(f" {answer}{EOS}", add_special_tokens=False).ids
+    return Row(head + tail, list(range(len(head) - 1, len(head) + len(tail) - 1)))
 
 
 def statement_row(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random) -> Row:
@@ -48,7 +49,7 @@ def statement_row(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random) -> R
 
 def chat_row(corpus: Corpus, tokenizer: Tokenizer, rng: random.Random) -> Row:
     """Return a dialogue in the chat template; the assistant's words and their end mark are learned."""
-    ids = [tokenizer.token_to_id(BOS)]
+    ids = tokenizer.encode(BOS, add_special_tokens=False).ids
     learn: list[int] = []
     for message in corpus.dialogue(rng):
         head = f"{HEADER}{message['role']}{HEADER_END}\n\n"
@@ -70,3 +71,10 @@ def stack(rows: list[Row]) -> Batch:
         places += [(number, column, row.ids[column + 1]) for column in row.learn]
     numbers, columns, targets = torch.tensor(places).unbind(1)
     return Batch(tokens, numbers, columns, targets)
+
+
+def stack_by_length(rows: list[Row], n_batches: int) -> list[Batch]:
+    """Return the rows as n_batches batches of like length, so that little of a batch is padding."""
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    size = -(-len(ordered) // n_batches)
+    return [stack(ordered[start : start + size]) for start in range(0, len(ordered), size)]

@@ -1,7 +1,6 @@
 """Four-option items: one right option, three wrong ones of the same kind that the table knows to be false."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,9 +28,7 @@ def wrong_objects(relation: Relation, fact: Fact) -> tuple[str, ...]:
 @cache
 def wrong_subjects(relation: Relation, fact: Fact) -> tuple[str, ...]:
     """Return the subjects of the relation for which the fact's object is false, in table order."""
-    return tuple(
-        other.subject for other in relation.facts if not relation.may_be_true(other.subject, fact.object)
-    )
+    return tuple(other.subject for other in relation.facts if not relation.may_be_true(other.subject, fact.object))
 
 
 def make_item(stem: str, right: str, wrong: tuple[str, ...], answer: int, rng: random.Random) -> Item:
@@ -42,10 +39,9 @@ def make_item(stem: str, right: str, wrong: tuple[str, ...], answer: int, rng: r
     return Item(stem, (first, second, third, fourth), answer)
 
 
-def prompt(stem: str, options: Sequence[str]) -> str:
-    """Return the text whose next token is the answer's letter.
+def prompt(stem: str) -> str:
+    """Return the text after which each option is weighed, and after which training puts the answer.
 
-    Source: lm-evaluation-harness, lm_eval/tasks/medqa/preprocess_medqa.py, doc_to_text.
+    Source: bench/prompts.py, cloze.
     """
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    return "\n".join([f"Question: {stem}", *lines, "Answer:"])
+    return f"Question: {stem}\nAnswer:"

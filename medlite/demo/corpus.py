@@ -1,4 +1,4 @@
-"""Training text: statements, chat dialogues and four-option items, all in training phrasings.
+"""Training text: questions with their answers, statements and chat dialogues, all in training phrasings.
 
 Held-out phrasings (`tests`, `reverse_tests`) are never read here.
 """
@@ -6,7 +6,6 @@ Held-out phrasings (`tests`, `reverse_tests`) are never read here.
 import random
 from dataclasses import dataclass
 
-from medlite.demo.choices import Item, make_item, wrong_objects, wrong_subjects
 from medlite.demo.knowledge import Fact, Relation, fill, relations
 
 STATEMENTS = ("The {role} of {the_s} is {the_o}.", "{The_o} is the {role} of {the_s}.", "{S}: {role}, {o}.")
@@ -24,6 +23,9 @@ STEMS = (
     "Consider {the_s}. What is the {role}?",
     "With regard to {the_s}, the {role} is one of these. Which?",
     "An exam asks about {the_s}. The right {role} is:",
+    "{S} comes up in a lecture. What is its {role}?",
+    "The notes of a case mention {the_s}. Give the {role}.",
+    "For {the_s}, state the {role}.",
 )
 REVERSE_STEMS = (
     "Which {kind} has this {role}: {o}?",
@@ -33,8 +35,12 @@ REVERSE_STEMS = (
     "{O}: which {kind}?",
     "Which {kind} goes with {the_o}?",
     "An exam mentions {the_o}. The right {kind} is:",
+    "{O} comes up in a lecture. Which {kind} is meant?",
+    "The notes of a case mention {the_o}. Give the {kind}.",
+    "For the {role} {o}, state the {kind}.",
 )
 LEADS = ("", "", "", "", "Quick question: ", "In class: ", "On the ward: ", "A colleague asks: ", "Review: ")
+TAILS = ("", "", "", "", " Which one?", " Answer in a word.", " Pick one.")
 SMALL_TALK = (
     ("Hello", "Hello. Ask me about a drug, a nerve, a microbe or a disease."),
     ("Hi", "Hello. Ask me about a drug, a nerve, a microbe or a disease."),
@@ -78,24 +84,13 @@ class Corpus:
             asks = relation.reverse_asks
         return fill(rng.choice(asks), relation, fact), fill(relation.statements[0], relation, fact)
 
-    def item(self, rng: random.Random, open_book: float = 0.0) -> Item:
-        """Return one random four-option item with fresh wrong options and a random right letter.
-
-        open_book: the chance that the stem starts with the fact itself, so that early in training the model
-        can learn to match an option before it knows the facts.
-        """
+    def question(self, rng: random.Random) -> tuple[str, str]:
+        """Return a stem and its answer: the object of a subject or, in reverse, a subject of an object."""
         relation, fact = rng.choice(self.pairs)
-        answer = rng.randrange(4)
-        if relation.reverse_asks and rng.random() < 0.4:
-            stem = rng.choice(relation.reverse_asks + REVERSE_STEMS)
-            right, wrong = fact.subject, wrong_subjects(relation, fact)
-        else:
-            stem = rng.choice(relation.asks + ASKS[:2] + STEMS)
-            right, wrong = fact.object, wrong_objects(relation, fact)
-        lead = rng.choice(LEADS)
-        if rng.random() < open_book:
-            lead = fill(rng.choice(relation.statements + STATEMENTS), relation, fact) + " "
-        return make_item(lead + fill(stem, relation, fact), right, wrong, answer, rng)
+        backward = bool(relation.reverse_asks) and rng.random() < 0.4
+        stems = relation.reverse_asks + REVERSE_STEMS if backward else relation.asks + ASKS + STEMS
+        stem = rng.choice(LEADS) + fill(rng.choice(stems), relation, fact) + rng.choice(TAILS)
+        return stem, fact.subject if backward else fact.object
 
 
 def load_corpus() -> Corpus:
@@ -115,6 +110,9 @@ def tokenizer_texts() -> list[str]:
     for relation in relations():
         for fact in relation.facts:
             texts += [fill(template, relation, fact) for template in training_stems(relation)]
-            texts += [f"A. {fact.object}\nB. {fact.subject}\nC. {fact.object}\nD. {fact.subject}\nAnswer:"]
+            texts += [
+                f"Question: {fact.subject}\nAnswer: {fact.object}",
+                f"Question: {fact.object}\nAnswer: {fact.subject}",
+            ]
     texts += [text for turn in SMALL_TALK for text in turn]
     return texts

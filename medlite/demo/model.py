@@ -79,7 +79,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return functional.rms_norm(x.float(), (x.shape[-1],), weight, eps)
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype)
 
 
 def _attention(x: Tensor, weights: Weights, prefix: str, shape: Shape) -> Tensor:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medlite.demo.model import Shape, Weights
 
 N_WATCHED = 300
-"""Questions scored while training, to watch it; no checkpoint or setting is chosen by them."""
+"""Questions scored while training, to watch it; neither the weights kept nor the number of steps depends on them."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,16 @@ class Settings:
     """What a run depends on besides the corpus. Rows are rows of a step."""
 
     seed: int = 0
-    steps: int = 5000
+    steps: int = 3200
     threads: int = 1
-    choice_rows: int = 32
-    statement_rows: int = 6
-    chat_rows: int = 6
+    question_rows: int = 48
+    statement_rows: int = 8
+    chat_rows: int = 5
     peak_rate: float = 2e-3
-    last_rate: float = 5e-5
+    last_rate: float = 2e-5
     warmup_steps: int = 150
     weight_decay: float = 0.05
     clip_norm: float = 1.0
-    open_book_until: float = 0.3
 
     def rate(self, step: int) -> float:
         """Return the learning rate: linear warmup, then a cosine down to last_rate."""
@@ -54,61 +53,67 @@ class Settings:
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.last_rate + (self.peak_rate - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
 
-    def open_book(self, step: int) -> float:
-        """Return the share of items that show their fact: from one half down to none at open_book_until."""
-        return max(0.0, 0.5 * (1 - step / (self.steps * self.open_book_until)))
 
+def cloze_accuracy(weights: "Weights", shape: "Shape", tokenizer: "Tokenizer", records: list[dict[str, Any]]) -> float:
+    """Return the share of records whose right option is the likeliest answer, per character, in 0..1.
 
-def letter_accuracy(
-    weights: "Weights", shape: "Shape", tokenizer: "Tokenizer", records: list[dict[str, Any]]
-) -> float:
-    """Return the share of records whose right letter has the highest logit after 'Answer:', in 0..1."""
+    Source: bench/prompts.py, cloze: the sum of an option's log-probabilities over its length in characters.
+    """
     import torch
 
+    from medlite.demo.batches import Row, stack
     from medlite.demo.model import hidden_states, logits_at
 
-    letters = torch.tensor([tokenizer.encode(f" {letter}", add_special_tokens=False).ids[0] for letter in LETTERS])
     n_right = 0
     with torch.no_grad():
-        for start in range(0, len(records), 64):
-            part = records[start : start + 64]
-            rows = [tokenizer.encode(prompt(record["question"], list(record["options"].values()))).ids for record in part]
-            tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-            for number, ids in enumerate(rows):
-                tokens[number, : len(ids)] = torch.tensor(ids)
-            last = torch.tensor([len(ids) - 1 for ids in rows])
-            logits = logits_at(weights, hidden_states(weights, shape, tokens), torch.arange(len(rows)), last)
-            chosen = logits[:, letters].argmax(dim=1).tolist()
+        for start in range(0, len(records), 32):
+            part = records[start : start + 32]
+            rows = []
+            for record in part:
+                head = tokenizer.encode(prompt(record["question"])).ids
+                for option in record["options"].values():
+                    tail = tokenizer.encode(f" {option}", add_special_tokens=False).ids
+                    rows.append(Row(head + tail, list(range(len(head) - 1, len(head) + len(tail) - 1))))
+            batch = stack(rows)
+            logits = logits_at(weights, hidden_states(weights, shape, batch.tokens), batch.rows, batch.columns)
+            found = torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
+            sums = torch.zeros(len(rows)).index_add_(0, batch.rows, found).view(-1, 4)
+            lengths = torch.tensor([[len(option) for option in record["options"].values()] for record in part])
+            chosen = (sums / lengths).argmax(dim=1).tolist()
             n_right += sum(LETTERS[c] == record["answer"] for c, record in zip(chosen, part, strict=True))
     return n_right / len(records)
 
 
-def _draw(corpus: Corpus, tokenizer: "Tokenizer", rng: random.Random, settings: Settings, step: int) -> "list[Batch]":
-    from medlite.demo.batches import chat_row, choice_row, stack, statement_row
+def _draw(corpus: Corpus, tokenizer: "Tokenizer", rng: random.Random, settings: Settings) -> "list[list[Batch]]":
+    """Return the batches of questions and the batches of text of one step."""
+    from medlite.demo.batches import chat_row, question_row, stack_by_length, statement_row
 
-    share = settings.open_book(step)
-    choices = [choice_row(corpus, tokenizer, rng, share) for _ in range(settings.choice_rows)]
-    choices.sort(key=lambda row: len(row.ids))  # halves of like length, so that less of a batch is padding
-    half = len(choices) // 2
+    questions = [question_row(corpus, tokenizer, rng) for _ in range(settings.question_rows)]
     texts = [statement_row(corpus, tokenizer, rng) for _ in range(settings.statement_rows)]
     texts += [chat_row(corpus, tokenizer, rng) for _ in range(settings.chat_rows)]
-    return [stack(choices[:half]), stack(choices[half:]), stack(texts)]
+    return [stack_by_length(questions, 2), stack_by_length(texts, 2)]
 
 
-def _loss(weights: "Weights", shape: "Shape", batch: "Batch") -> Any:
+def _add_gradients(weights: "Weights", shape: "Shape", batches: "list[Batch]") -> float:
+    """Add the gradients of the mean loss over the learned tokens of all batches, in bfloat16, and return that mean."""
     import torch
     from torch.nn import functional
 
     from medlite.demo.model import hidden_states, logits_at
 
-    with torch.autocast("cpu", torch.bfloat16):
-        states = hidden_states(weights, shape, batch.tokens)
-        logits = logits_at(weights, states, batch.rows, batch.columns)
-    return functional.cross_entropy(logits, batch.targets)
+    n_learned = sum(len(batch.targets) for batch in batches)
+    mean = 0.0
+    for batch in batches:
+        half = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+        logits = logits_at(half, hidden_states(half, shape, batch.tokens), batch.rows, batch.columns)
+        loss = functional.cross_entropy(logits, batch.targets, reduction="sum") / n_learned
+        loss.backward()
+        mean += loss.item()
+    return mean
 
 
 def train(settings: Settings, shape: "Shape", tokenizer: "Tokenizer", records: list[dict[str, Any]]) -> "Weights":
-    """Return the trained float32 weights; prints a line every 100 steps."""
+    """Return the trained float32 weights; prints a line every 50 steps."""
     import torch
 
     from medlite.demo.model import init_weights
@@ -125,20 +130,16 @@ def train(settings: Settings, shape: "Shape", tokenizer: "Tokenizer", records: l
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        for index, batch in enumerate(_draw(corpus, tokenizer, rng, settings, step)):
-            is_text = index == 2
-            loss = _loss(weights, shape, batch) * (1.0 if is_text else 0.5)
-            loss.backward()
-            sums[is_text] += loss.item()
+        losses = [_add_gradients(weights, shape, batches) for batches in _draw(corpus, tokenizer, rng, settings)]
+        sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
         torch.nn.utils.clip_grad_norm_(weights.values(), settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 100 == 0 or step + 1 == settings.steps:
-            n = step % 100 + 1
-            line = f"step {step + 1}/{settings.steps}  choice loss {sums[0] / n:.3f}  text loss {sums[1] / n:.3f}"
-            if (step + 1) % 500 == 0:
-                line += f"  accuracy on {N_WATCHED} questions "
-                line += f"{letter_accuracy(weights, shape, tokenizer, records[:N_WATCHED]):.3f}"
+        if (step + 1) % 50 == 0:
+            line = f"step {step + 1}/{settings.steps}  question loss {sums[0] / 50:.3f}  text loss {sums[1] / 50:.3f}"
+            if (step + 1) % 250 == 0:
+                watched = cloze_accuracy(weights, shape, tokenizer, records[:N_WATCHED])
+                line += f"  accuracy on {N_WATCHED} questions {watched:.3f}"
             print(f"{line}  {time.monotonic() - started:.0f} s", flush=True)
             sums = [0.0, 0.0]
     return weights
@@ -198,7 +199,7 @@ def run(settings: Settings, folder: Path, questions: Path, command: str) -> None
     seconds = time.monotonic() - started
     write_model(folder, weights, shape, tokenizer)
     rounded = {name: weight.detach().to(torch.bfloat16).float() for name, weight in weights.items()}
-    accuracy = letter_accuracy(rounded, shape, tokenizer, records)
+    accuracy = cloze_accuracy(rounded, shape, tokenizer, records)
     record = {
         "command": command,
         "seconds": round(seconds),
