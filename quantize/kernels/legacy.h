@@ -66,8 +66,22 @@ template <int BITS>
 struct Offset {
     static constexpr int WEIGHTS = 32, BYTES = 4 + (BITS == 5 ? 4 : 0) + 16, HIGHEST = (1 << BITS) - 1;
 
+    // The lowest and highest weight; the first of equals (zeros have signs). Two halves at once, as in extreme().
+    static LANE_INLINE void extent(const F *x, F &low, F &high) {
+        F low2 = x[16], high2 = x[16];
+        low = high = x[0];
+        for (int i = 1; i < 16; ++i) {
+            low = select(x[i] < low, x[i], low);
+            high = select(x[i] > high, x[i], high);
+            low2 = select(x[i + 16] < low2, x[i + 16], low2);
+            high2 = select(x[i + 16] > high2, x[i + 16], high2);
+        }
+        low = select(low2 < low, low2, low);
+        high = select(high2 > high, high2, high);
+    }
+
     static void encode(const F *x, const F *q, F variance, I *words) {
-        F d, low = splat(FLT_MAX);
+        F d, low;
         I levels[32];
         if (q) {
             F w[32];
@@ -78,11 +92,8 @@ struct Offset {
             low = line.min;
             for (int i = 0; i < 32; ++i) levels[i] = to_int(level<HIGHEST>(line, x[i]));
         } else {
-            F high = splat(-FLT_MAX);
-            for (int i = 0; i < 32; ++i) {
-                low = select(x[i] < low, x[i], low);
-                high = select(x[i] > high, x[i], high);
-            }
+            F high;
+            extent(x, low, high);
             d = (high - low) / float(HIGHEST);
             F inverse = inverse_or_zero(d), offset = splat(0.5f), origin = low;
             // Denormal or infinite d: as above. Otherwise no level exceeds HIGHEST, as the ends are 0 and HIGHEST.
@@ -104,14 +115,23 @@ using Q5_0 = Centered<5>;
 using Q4_1 = Offset<4>;
 using Q5_1 = Offset<5>;
 
+// In two chains, as in extreme(); magnitudes have no order among equals.
+template <int N>
+LANE_FN F largest_magnitude(const F *x) {
+    I one{}, other{};
+    for (int i = 0; i < N; i += 2) {
+        one = larger(one, bits(magnitude(x[i])));
+        other = larger(other, bits(magnitude(x[i + 1])));
+    }
+    return from_bits(larger(one, other));
+}
+
 struct Q8_0 {
     static constexpr int WEIGHTS = 32, BYTES = 34;
 
     static void encode(const F *x, const F *, F, I *words) {
-        F largest{};
         I body[8];
-        for (int i = 0; i < 32; ++i) largest = select(largest > magnitude(x[i]), largest, magnitude(x[i]));
-        F d = largest / 127.f, inverse = inverse_or_zero(d);
+        F d = largest_magnitude<32>(x) / 127.f, inverse = inverse_or_zero(d);
         for (int k = 0; k < 8; ++k) {
             body[k] = I{};
             for (int b = 3; b >= 0; --b) body[k] = (body[k] << 8) | (to_int(round_away(x[4 * k + b] * inverse)) & 255);

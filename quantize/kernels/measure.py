@@ -32,7 +32,7 @@ PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One type on one instruction set. Rates: weights per second of a thread. Ratio: ggml's seconds over the kernel's."""
+    """One type on one instruction set. Rates: weights per second of a thread. Ratio: ggml's time over the kernel's."""
 
     ggml_type: str
     importance: bool

@@ -101,17 +101,25 @@ LANE_FN F level(const Symmetric &fit, F x) {
 }
 
 // The element of largest magnitude (the first one, if several), with its sign; `largest` is the magnitude.
+// Four quarters at once: a comparison waits for the one before it.
 template <int N>
 LANE_FN F extreme(const F *x, F &largest) {
-    F value{};
-    largest = F{};
-    for (int i = 0; i < N; ++i) {
-        F a = magnitude(x[i]);
-        I more = a > largest;
-        largest = select(more, a, largest);
-        value = select(more, x[i], value);
+    constexpr int QUARTER = N / 4;
+    F values[4]{}, magnitudes[4]{};
+    for (int i = 0; i < QUARTER; ++i)
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            F v = x[quarter * QUARTER + i], a = magnitude(v);
+            I more = a > magnitudes[quarter];
+            magnitudes[quarter] = select(more, a, magnitudes[quarter]);
+            values[quarter] = select(more, v, values[quarter]);
+        }
+    for (int quarter = 1; quarter < 4; ++quarter) {
+        I more = magnitudes[quarter] > magnitudes[0];
+        magnitudes[0] = select(more, magnitudes[quarter], magnitudes[0]);
+        values[0] = select(more, values[quarter], values[0]);
     }
-    return value;
+    largest = magnitudes[0];
+    return values[0];
 }
 
 // make_qx_quants with rmse_type 1: w is x * x or given.

@@ -6,9 +6,7 @@ namespace MEDLITE_ISA {
 
 // 0, 1 or 2 for every weight. Returns the scale.
 LANE_FN F round_to_trits(const F *x, I *trits) {
-    F largest;
-    extreme<256>(x, largest);
-    F inverse = inverse_or_zero(largest);
+    F largest = largest_magnitude<256>(x), inverse = inverse_or_zero(largest);
     for (int i = 0; i < 256; ++i) trits[i] = to_int(Q8_0::round_away(x[i] * inverse)) + 1;
     return largest;
 }
