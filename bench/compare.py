@@ -22,12 +22,13 @@ from bench.scoring import OK, ScoredSample
 from bench.verdict import Verdict, judge
 from medlite.errors import RecordError
 
+UNKNOWN = -1.0
 NEAR_TIE_NATS = 0.5  # a flip whose baseline margin is below this was undecided already: odds of at most 1.65 to 1
 
 
 @dataclass(frozen=True)
 class Flip:
-    """One question whose answer changed. Margins: nats between the best and the second option; 0 without a prediction.
+    """One question whose answer changed. Margins: nats between the best and the second option; UNKNOWN without them.
 
     kind: "right_to_wrong", "wrong_to_right" or "wrong_to_other_wrong".
     """
@@ -44,7 +45,12 @@ class Flip:
     @property
     def near_tie(self) -> bool:
         """Whether the baseline was close to undecided."""
-        return self.baseline_margin_nats < NEAR_TIE_NATS
+        return 0 <= self.baseline_margin_nats < NEAR_TIE_NATS
+
+    @property
+    def confident(self) -> bool:
+        """Whether the baseline was not close to undecided; neither is true where the margin is not known."""
+        return self.baseline_margin_nats >= NEAR_TIE_NATS
 
 
 @dataclass(frozen=True)
@@ -238,9 +244,9 @@ def option_probabilities(sample: ScoredSample) -> NDArray[np.float64]:
 
 
 def option_margin(sample: ScoredSample) -> float:
-    """Nats between the most and the second most probable option; 0 for a sample that was not scored."""
+    """Nats between the most and the second most probable option; UNKNOWN for a sample without probabilities."""
     logp = sorted(sample.option_log_probabilities, reverse=True)
-    return logp[0] - logp[1] if len(logp) > 1 else 0.0
+    return logp[0] - logp[1] if len(logp) > 1 else UNKNOWN
 
 
 def status_warnings(role: str, record: RunRecord) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import memory
+from bench import chat_protocol, memory
 from bench.prompts import PROTOCOLS
 from bench.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
 from bench.scoring import ScoredSample, score_samples
@@ -19,6 +19,7 @@ from bench.task import Prompt, Sample, Task, samples_sha256
 from medlite import __version__
 from medlite.engines.engine import Engine, EngineInfo
 from medlite.errors import TaskError
+from medlite.gguf_format import Header
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,21 @@ class Questions:
     prompts_sha256: str
 
 
-def prepare(task: Task, samples: Sequence[Sample], shots: Sequence[Sample], settings: RunSettings) -> Questions:
-    """The questions of a run. Raises TaskError if the set has another size than the task's row says."""
+def prepare(
+    task: Task, samples: Sequence[Sample], shots: Sequence[Sample], settings: RunSettings, header: Header | None = None,
+) -> Questions:
+    """The questions of a run. header: of the model, whose template the chat protocol needs.
+
+    Raises TaskError if the set has another size than the task's row says.
+    """
     if task.n_samples and len(samples) != task.n_samples:
         raise TaskError(f"{task.name}: {len(samples)} samples, the published set has {task.n_samples}")
     if settings.protocol not in PROTOCOLS:
         raise TaskError(f"{settings.protocol}: no such protocol", hint=f"one of {', '.join(PROTOCOLS)}")
     drawn = draw(samples, settings.limit, settings.seed)
     build = PROTOCOLS[settings.protocol] or task.build_prompt
+    if settings.protocol == "chat":
+        build = chat_protocol.builder_for(header)
     items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
     facts = TaskFacts(
         name=task.name, source=task.source, revision=" ".join(dict.fromkeys(f.revision for f in task.files)),
@@ -131,6 +139,9 @@ def score(
     engine: Engine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings,
 ) -> Iterator[ScoredSample]:
     """Scored samples, one call of the engine a group of questions."""
+    if settings.protocol == "chat":
+        yield from chat_protocol.score_chat(engine, items, reply_tokens=settings.reply_tokens)
+        return
     step = settings.n_group or len(items) or 1
     for start in range(0, len(items), step):
         yield from score_samples(engine, items[start : start + step], max_tokens=settings.max_tokens)

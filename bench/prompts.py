@@ -115,5 +115,5 @@ def _with_shots(form: Form, sample: Sample, shots: Sequence[Sample]) -> str:
     return solved + form(sample)
 
 
-# name -> the builder that all tasks share; None: the task's own `build_prompt`.
-PROTOCOLS: dict[str, PromptBuilder | None] = {"letters": None, "cloze": cloze}
+# name -> the builder that all tasks share; None: it depends on the task (letters) or on the model (chat).
+PROTOCOLS: dict[str, PromptBuilder | None] = {"letters": None, "cloze": cloze, "chat": None}

@@ -55,9 +55,11 @@ class TaskFacts:
 class RunSettings:
     """How to run. limit 0 is every sample; a limit draws a seeded sample without replacement, kept in order.
 
-    n_context 0: CONTEXT_TOKENS, or the model's own if that is less. n_threads 0: the engine's choice.
-    max_tokens: kept per distribution, see `distributions.compact`; 0 is exact. n_group: questions that the engine gets
-    in one call, to share their prefixes; a resumed run begins at a group, so that it gives the same bits.
+    engine: empty for the one that runs the artifact's format. dtype: of the torch engine; empty for float32 on CPU
+    and the checkpoint's own on CUDA. n_context 0: CONTEXT_TOKENS, or the model's own if that is less. n_threads 0: the
+    engine's choice. max_tokens: kept per distribution, see `distributions.compact`; 0 is exact. n_group: questions
+    that the engine gets in one call, to share their prefixes; a resumed run begins at a group, so that it gives the
+    same bits. reply_tokens: longest reply of the chat protocol.
     margin_points: accuracy loss, in percentage points, that the user declared tolerable before the run.
     """
 
@@ -65,12 +67,14 @@ class RunSettings:
     n_shots: int = 0
     limit: int = 0
     seed: int = 0
-    engine: str = "llamacpp"
+    engine: str = ""
     device: str = "auto"
+    dtype: str = ""
     n_context: int = 0
     n_threads: int = 0
     max_tokens: int = distributions.MAX_TOKENS
     n_group: int = 128
+    reply_tokens: int = 64
     margin_points: float = 1.0
     measure_speed: bool = True
 

@@ -81,5 +81,5 @@ def count_topics(samples: Sequence[ScoredSample], comparison: Comparison) -> tup
         lost = [flip for flip in flips if flip.kind == "right_to_wrong"]
         if n:
             rows.append(TopicCount(topic, n, len(lost), sum(f.kind == "wrong_to_right" for f in flips),
-                                   sum(not f.near_tie for f in lost)))
+                                   sum(f.confident for f in lost)))
     return tuple(rows)

@@ -14,16 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from bench import fetch, memory
+from bench import artifacts, fetch
 from bench.measure import Output, Progress, Subject, measure, prepare
-from bench.record import CONTEXT_TOKENS, ArtifactFacts, RunSettings
+from bench.record import CONTEXT_TOKENS, RunSettings
 from bench.tasks import find_task
 from bench.tasks.local import local_task
-from medlite.artifact import Artifact, describe
 from medlite.engines.engine import Engine
 from medlite.errors import MedliteError
-from medlite.files import file_sha256
-from medlite.gguf_format import read_header
 
 OpenEngine = Callable[[Path, RunSettings], Engine]
 PROGRESS_SECONDS = 0.1  # between two reports of one phase
@@ -68,44 +65,43 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
     samples, shots = fetch.load(task, data, shots_data, n_shots=settings.n_shots)
     if data is not None:
         task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size
-    questions = prepare(task, samples, shots, settings)
-    path = Path(request["artifact"])
-    header = read_header(path)
-    artifact = describe(path, header)
-    facts = artifact_facts(artifact, reporter)
+    measured = artifacts.look_at(Path(request["artifact"]))
+    questions = prepare(task, samples, shots, settings, measured.header)
+    facts = artifacts.facts_of(measured, counter(reporter, "hash", measured.n_bytes))
     if not settings.n_context:
-        settings = replace(settings, n_context=min(CONTEXT_TOKENS, artifact.n_context_trained or CONTEXT_TOKENS))
-    reporter(Progress("load", 0, artifact.n_bytes))
-    engine = open_engine(path, settings)
+        settings = replace(settings, n_context=min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
+    reporter(Progress("load", 0, measured.n_bytes))
+    engine = open_engine(measured.path, settings)
     try:
-        reporter(Progress("load", artifact.n_bytes, artifact.n_bytes))
-        subject = Subject(facts, path, memory.kv_cache_bytes(header, engine.info.n_context))
+        reporter(Progress("load", measured.n_bytes, measured.n_bytes))
+        subject = Subject(facts, measured.path, measured.kv_cache_bytes(engine.info.n_context))
         output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
         measure(engine, subject, questions, settings, output, reporter)
     finally:
         engine.close()
 
 
-def artifact_facts(artifact: Artifact, reporter: Reporter) -> ArtifactFacts:
-    """What the record says of the file, its hash included."""
+def counter(reporter: Reporter, phase: str, total: int) -> Callable[[int], None]:
+    """A function that adds up bytes and reports them as progress of `phase`."""
     done = 0
 
     def on_bytes(n: int) -> None:
         nonlocal done
         done += n
-        reporter(Progress("hash", done, artifact.n_bytes))
+        reporter(Progress(phase, done, total))
 
-    return ArtifactFacts(
-        file_name=artifact.path.name, sha256=file_sha256(artifact.path, on_bytes), format=artifact.format,
-        model_name=artifact.name, recipe=artifact.recipe, n_params=artifact.n_params, n_bytes=artifact.n_bytes,
-        bits_per_weight=artifact.bits_per_weight,
-    )
+    return on_bytes
 
 
 def open_real_engine(path: Path, settings: RunSettings) -> Engine:
     """The engine that users run, on the device they asked for."""
     from medlite.engines import open_engine
 
+    if settings.engine == "torch":
+        from medlite.engines.torch_reference import open_torch_reference
+
+        return open_torch_reference(path, device=settings.device, n_context=settings.n_context,
+                                    n_threads=settings.n_threads or None, dtype=settings.dtype)
     return open_engine(path, engine=settings.engine, device=settings.device, n_context=settings.n_context,
                        n_threads=settings.n_threads or None)
 

@@ -39,7 +39,7 @@ def verdict_table(one: TaskComparison, floor: NoiseFloor | None) -> Table:
         rows.append((c.candidate, verdict, points(accuracy(record), 100), points(c.loss_points, signed=True), needed,
                      str(c.count("right_to_wrong")), str(c.count("wrong_to_right")),
                      str(c.count("wrong_to_other_wrong")), p_value(p),
-                     str(sum(not f.near_tie for f in c.flips if f.kind == "right_to_wrong"))))
+                     str(sum(f.confident for f in c.flips if f.kind == "right_to_wrong"))))
     margin = one.comparisons[0].verdict.margin_points if one.comparisons else 0.0
     note = ("95 % intervals; loss in percentage points, positive where worse. Verdict at a margin of "
             f"{margin:g} points: non-inferior if the whole interval of the loss lies below it, inferior if above, "

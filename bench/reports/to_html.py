@@ -107,7 +107,7 @@ def question_html(one: Marked) -> str:
     flip = one.flip
     tags = "".join(f'<span class="tag">{escape(topic)}: {escape(", ".join(words[:4]))}</span>'
                    for topic, words in one.topics.items())
-    sure = f"baseline was sure by {flip.baseline_margin_nats:.1f} nats"
+    sure = f"baseline was sure by {flip.baseline_margin_nats:.1f} nats" if flip.confident else "margin not known"
     margin = "near-tie at the baseline" if flip.near_tie else sure
     key, before, after = (escape(option(one, i)) for i in (flip.answer, flip.baseline_prediction,
                                                           flip.candidate_prediction))

@@ -63,11 +63,19 @@ def run_options(function: Any) -> Any:
                      help="Few-shot examples of your own instead of the published ones."),
         click.option("--shots", "n_shots", type=click.IntRange(0), default=0, show_default=True,
                      help="Solved examples before each question."),
-        click.option("--protocol", type=click.Choice(["letters", "cloze"]), default="letters", show_default=True,
-                     help="letters: likelihood of the option's letter. cloze: of its text, per character."),
+        click.option("--protocol", type=click.Choice(["letters", "cloze", "chat"]), default="letters",
+                     show_default=True,
+                     help="letters: likelihood of the option's letter. cloze: of its text, per character. chat: the "
+                          "model's own template, a greedy reply, strictly parsed."),
+        click.option("--reply-tokens", type=click.IntRange(1), default=64, show_default=True,
+                     help="Longest reply of the chat protocol; thinking models need many more."),
         click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--engine", default="llamacpp", show_default=True, help="Runtime."),
+        click.option("--engine", default="", metavar="NAME",
+                     help="Runtime. Default: by the artifact's format. torch: the checkpoint folder itself, the "
+                          "full-precision reference."),
+        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default=None,
+                     help="Of the torch engine. Default: float32 on CPU, the checkpoint's own on CUDA."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--context", "n_context", type=click.IntRange(0), default=0, metavar="TOKENS",
                      help="Context length. Default: 4096, or the model's own if that is less."),
@@ -85,8 +93,10 @@ def run_settings(options: dict[str, Any]) -> "RunSettings":
     """The settings among a command's options."""
     from bench.record import RunSettings
 
-    names = ("n_shots", "protocol", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points")
+    names = ("n_shots", "protocol", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points",
+             "reply_tokens")
     settings = {name: options[name] for name in names}
+    settings["dtype"] = options["dtype"] or ""
     if options["exact"]:
         settings["max_tokens"] = 0
     return RunSettings(**settings, measure_speed=not options["no_speed"])
@@ -108,10 +118,13 @@ One task makes a file, several make a folder with a file each.""")
 @click.option("--force", is_flag=True, help="Replace a finished record.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def run_command(model: str, out: Path | None, resume: bool, force: bool, as_json: bool, **options: Any) -> None:
-    """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo."""
+    """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo.
+
+    With --engine torch, MODEL is a checkpoint folder.
+    """
     from medlite.registry import resolve_model
 
-    path = resolve_model(model)
+    path = Path(model) if options["engine"] == "torch" else resolve_model(model)
     names = wanted_tasks(options)
     records = [
         run_one(path, name, options, out=out_path(out, name, several=len(names) > 1), resume=resume, force=force,

@@ -1,0 +1,58 @@
+"""The facts of a measured artifact: of a GGUF file and of a checkpoint folder."""
+
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import make_llama
+from tiny_gguf import write_tiny_gguf
+
+from bench.artifacts import facts_of, look_at
+from medlite.errors import ArtifactError
+
+
+def test_a_checkpoint_folder_is_described_by_its_headers(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "tiny", n_shards=3, dtype="F16")
+    read = 0
+
+    def on_bytes(n: int) -> None:
+        nonlocal read
+        read += n
+
+    measured = look_at(folder)
+    facts = facts_of(measured, on_bytes)
+    assert (facts.format, facts.recipe, facts.bits_per_weight) == ("safetensors", "F16", 16.0)
+    assert read == facts.n_bytes == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    assert measured.n_context_trained == 512
+    assert measured.kv_cache_bytes(100) == 0
+
+
+def test_one_changed_byte_is_another_artifact(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    first = facts_of(look_at(path), lambda n: None)
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    second = facts_of(look_at(path), lambda n: None)
+    assert first.sha256 != second.sha256
+    assert (first.n_params, first.bits_per_weight) == (second.n_params, 32.0)
+
+
+@pytest.mark.parametrize(("raw", "message"), [
+    (b"", "no safetensors file"), (b"\xff" * 8 + b"{}", "claims"),
+    (b"\x02" + b"\0" * 7 + b"[]", "describes no tensors"),
+    (b"\x09" + b"\0" * 7 + b'{"a": {}}', "describes no tensors"), (b"\x05" + b"\0" * 7 + b"{", "no safetensors file"),
+    (b"\x02" + b"\0" * 7 + b"{}", "hold no weights"),
+])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, raw: bytes, message: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(raw)
+    with pytest.raises(ArtifactError, match=message):
+        facts_of(look_at(tmp_path), lambda n: None)
+
+
+def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a folder, a GGUF file was needed"):
+        look_at(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ArtifactError, match=r"config.json and \*.safetensors were needed"):
+        look_at(tmp_path)
