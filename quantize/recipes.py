@@ -8,6 +8,7 @@ Source: llama.cpp src/llama-quant.cpp, llama_tensor_get_type_impl and llama_ftyp
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from medlite.errors import RecipeError
 from medlite.gguf_format import GGML_TYPES, GgmlType
@@ -199,6 +200,7 @@ def find_recipe(name: str) -> Recipe:
     return recipe
 
 
+@cache
 def category_of(gguf_name: str) -> str:
     """The category of a tensor, "other" where no row of CATEGORIES matches."""
     return next((category for category, pattern in CATEGORIES if re.search(pattern, gguf_name)), "other")
