@@ -5,6 +5,7 @@ from pathlib import Path
 
 from medlite.errors import ArtifactError
 from medlite.gguf_format import GGML_TYPES, Header, read_header
+from medlite.onnx_format import folder_bytes, is_onnx_folder, read_onnx_facts
 
 RECIPE_KEY = "medlite.recipe"
 
@@ -19,7 +20,7 @@ FILE_TYPES: dict[int, str] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model file with its facts. n_bytes: of the whole file. bits_per_weight: tensor data bits / n_params."""
+    """A model file or folder with its facts. n_bytes: of the whole. bits_per_weight: tensor data bits / n_params."""
 
     path: Path
     format: str
@@ -35,7 +36,9 @@ class Artifact:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """The artifact at `path`, from its header alone. Raises ArtifactError if it is no GGUF file medlite knows."""
+    """The artifact at `path`, from its header alone. Raises ArtifactError if it is neither GGUF nor an ONNX folder."""
+    if is_onnx_folder(path):
+        return describe_onnx(path)
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder, a GGUF file was needed",
                             hint=f"medlite quantize {path} --recipe Q4_K_M makes one from a checkpoint folder")
@@ -66,3 +69,12 @@ def describe(path: Path, header: Header) -> Artifact:
         n_vocab=int(header.get(f"{architecture}.vocab_size", 0)) or len(tokens),
         chat_template=header.get("tokenizer.chat_template"),
     )
+
+
+def describe_onnx(folder: Path) -> Artifact:
+    """The artifact in the ONNX folder, from its medlite.json."""
+    facts = read_onnx_facts(folder)
+    return Artifact(
+        path=folder, format="onnx", name=facts.name, architecture=facts.architecture, recipe=facts.recipe,
+        n_params=facts.n_params, n_bytes=folder_bytes(folder, facts), bits_per_weight=facts.bits_per_weight,
+        n_context_trained=facts.n_context_trained, n_vocab=facts.n_vocab, chat_template=facts.chat_template)

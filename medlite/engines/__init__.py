@@ -7,23 +7,27 @@ from typing import cast
 
 from medlite.engines.engine import Engine
 from medlite.errors import EngineError
+from medlite.onnx_format import is_onnx_folder
 
 # name -> (module, function that opens an artifact). A table of names, so that no runtime is imported before its use.
 ENGINES: dict[str, tuple[str, str]] = {
     "llamacpp": ("medlite.engines.llamacpp", "open_llamacpp"),
+    "ort": ("medlite.engines.ort", "open_ort"),
     "torch": ("medlite.engines.torch_reference", "open_torch_reference"),
 }
 
 
-def open_engine(artifact_path: Path | str, *, engine: str = "llamacpp", device: str = "auto",
+def open_engine(artifact_path: Path | str, *, engine: str = "", device: str = "auto",
                 n_context: int | None = None, n_threads: int | None = None, kv_type: str = "f16",
                 on_progress: Callable[[float], None] | None = None) -> Engine:
     """The artifact at `artifact_path`, loaded and ready; close it after use.
 
-    device: auto, cpu or cuda. n_context None: from the model's training and the free memory. n_threads None: one
+    engine: a key of ENGINES; empty for the one that runs the artifact's format. device: auto, cpu or cuda. n_context
+    None: from the model's training and the free memory. n_threads None: one
     per physical core. on_progress hears the loaded share, 0 to 1.
     Raises EngineError (DeviceError, MemoryShortError) with the runtime's reason, ArtifactError for a damaged file.
     """
+    engine = engine or ("ort" if is_onnx_folder(Path(artifact_path)) else "llamacpp")
     if engine not in ENGINES:
         raise EngineError(f"unknown engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
     module, function = ENGINES[engine]
