@@ -59,4 +59,4 @@ def add_one(slab: Array, rows_per_group: int) -> Array:
 
 KEEP = Transform("keep", lambda slab, rows_per_group: slab)
 PERMUTE_ROPE = Transform("permute_rope", permute_rope, row_group=head_dim)
-ADD_ONE = Transform("add_one", add_one)
+ADD_ONE = Transform("add_one", add_one, moves_only=False)

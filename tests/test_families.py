@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gguf_compare import assert_equal_tensors, tensors_of
 from llama_quantize import llama_quantize
-from tiny_checkpoint import llama_config, llama_tensors, write_safetensors
-from tiny_families import CROSS_LAYERS, FAMILIES, LLAMA31_ROPE, attention_factor, make_family
+from tiny_checkpoint import llama_tensors, write_safetensors
+from tiny_families import FAMILIES, attention_factor, make_family, plain_llama_of_mllama
 
 from medlite.errors import CheckpointError
 from medlite.gguf_format import read_header
@@ -80,30 +80,10 @@ def test_llama_vision_becomes_the_plain_llama_without_its_cross_attention_layers
     family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """The same weights laid out as a Llama of three layers give the same file, tensor by tensor."""
-    folder = folders[family]
-    stated = json.loads((folder / "config.json").read_text())["text_config"]
-    kept = [i for i in range(stated["num_hidden_layers"]) if i not in CROSS_LAYERS]
-    config = llama_config(**{key: stated[key] for key in (
-        "num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps")},
-        num_hidden_layers=len(kept), head_dim=64, rope_scaling=LLAMA31_ROPE)
-    source = llama_tensors(stated | {"head_dim": 64})  # what the family was made of, cross-attention layers included
-    embedding = tensors_of(folder / "source.gguf")["token_embd.weight"]
-    tensors = {}
-    for name in llama_tensors(config):
-        layer = name.split(".")[2] if ".layers." in name else None
-        old = name if layer is None else name.replace(f".layers.{layer}.", f".layers.{kept[int(layer)]}.")
-        tensors[name] = source[old]
-    tensors["model.embed_tokens.weight"] = np.frombuffer(embedding[2], "<u2").astype(np.uint32).__lshift__(16).view(
-        np.float32).reshape(embedding[1])
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    (plain / "config.json").write_text(json.dumps(config))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (plain / file).write_bytes((folder / file).read_bytes())
-    write_safetensors(plain / "model.safetensors", tensors)
+    plain = plain_llama_of_mllama(tmp_path / "plain")
     convert(plain, "BF16", tmp_path / "plain.gguf")
-    assert_equal_tensors(folder / "source.gguf", tmp_path / "plain.gguf")
-    assert embedding[1] == (stated["vocab_size"], stated["hidden_size"])
+    assert_equal_tensors(folders[family] / "source.gguf", tmp_path / "plain.gguf")
+    assert tensors_of(tmp_path / "plain.gguf")["token_embd.weight"][1] == (512, 256)
 
 
 def test_llama_vision_lists_what_it_leaves_out(folders: dict[str, Path]) -> None:
@@ -218,10 +198,25 @@ def test_gemma_27b_scales_attention_by_its_hidden_size() -> None:
                            "text_config": text | {"query_pre_attn_scalar": 128}})
 
 
+def test_gemma_norms_are_stored_plus_one(folders: dict[str, Path]) -> None:
+    """Gemma multiplies by 1 + weight, ggml by the weight; everything else keeps its bits."""
+    folder = folders["gemma3"]
+    plan = make_plan(open_checkpoint(folder), RECIPES["BF16"])
+    ours, raw = tensors_of(folder / "source.gguf"), (folder / "model.safetensors").read_bytes()
+    for tensor in plan.tensors:
+        assert tensor.source is not None
+        stored = np.frombuffer(raw, "<u2", tensor.source.n_bytes // 2, tensor.source.offset)
+        if "norm" in tensor.info.name:
+            wanted = (stored.astype(np.uint32) << 16).view(np.float32) + np.float32(1)
+            assert np.array_equal(np.frombuffer(ours[tensor.info.name][2], np.float32), wanted), tensor.info.name
+        else:
+            assert ours[tensor.info.name][2] == stored.tobytes(), tensor.info.name
+
+
 def test_long_rope_states_its_attention_factor(folders: dict[str, Path]) -> None:
     metadata = read_header(folders["phi3_long"] / "source.gguf").metadata
-    assert metadata["phi3.rope.scaling.attn_factor"].value == pytest.approx(attention_factor(4096 / 128, 128))
-    assert metadata["phi3.rope.scaling.original_context_length"].value == 128
+    assert metadata["phi3.rope.scaling.attn_factor"].value == pytest.approx(attention_factor(8192 / 512, 512))
+    assert metadata["phi3.rope.scaling.original_context_length"].value == 512
 
 
 def test_a_sliding_window_that_llama_cpp_drops_is_noted(folders: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from tiny_checkpoint import PATTERN, SPECIAL, TEMPLATE, llama_config, llama_tensors, write_safetensors
-from tiny_vocabularies import added_token, gemma_pieces, llama_pieces, write_byte_level, write_sentencepiece
+from tiny_vocabularies import BYTE, added_token, gemma_pieces, llama_pieces, write_byte_level, write_sentencepiece
 
 QWEN_PATTERN = PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -145,7 +145,7 @@ def _phi3(folder: Path, **changes: Any) -> Path:
     config = {
         "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 256, "intermediate_size": 512,
         "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8, "hidden_act": "silu",
-        "max_position_embeddings": 128, "original_max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512, "original_max_position_embeddings": 512, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "rope_scaling": None, "sliding_window": 127, "vocab_size": n + 16,
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": n, "pad_token_id": n,
         "torch_dtype": "bfloat16", "attention_bias": False} | changes
@@ -166,7 +166,7 @@ def phi3(folder: Path) -> Path:
 
 def phi3_long(folder: Path) -> Path:
     factors = [1.0 + i / 7 for i in range(16)]
-    return _phi3(folder, max_position_embeddings=4096, sliding_window=8192, rope_scaling={
+    return _phi3(folder, max_position_embeddings=8192, sliding_window=16384, rope_scaling={
         "type": "longrope", "short_factor": [1.0 + i / 99 for i in range(16)], "long_factor": factors})
 
 
@@ -176,9 +176,7 @@ def phi3_long(folder: Path) -> Path:
 def _gemma_vocabulary(folder: Path) -> int:
     pieces = gemma_pieces()
     added = [added_token(text, i, piece_type == 3 or text == "<unk>" or text.endswith("_of_turn>"))
-             for i, (text, _, piece_type) in enumerate(pieces[:13])]
-    for row in added:
-        row["content"] = row["content"].replace("▁", " ") if row["content"] == "▁▁▁" else row["content"]
+             for i, (text, _, piece_type) in enumerate(pieces[:pieces.index(("<0x00>", 0.0, BYTE))])]
     write_sentencepiece(folder, pieces, added, bos="<bos>", eos="<eos>", template=GEMMA_TEMPLATE, prepends=False,
                         pad_token="<pad>")
     return len(pieces) + 11
@@ -237,20 +235,45 @@ def gemma3_vision_new_names(folder: Path) -> Path:
 CROSS_LAYERS = (1, 4)
 
 
+MLLAMA_TEXT = {
+    "model_type": "mllama_text_model", "hidden_size": 256, "intermediate_size": 512, "vocab_size": 512,
+    "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
+    "cross_attention_layers": list(CROSS_LAYERS), "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE, "tie_word_embeddings": False, "bos_token_id": 507,
+    "eos_token_id": 511, "pad_token_id": 508, "dropout": 0}
+
+
+def _mllama_tensors() -> Tensors:
+    """Five Llama layers and an embedding of eight rows more than there are tokens."""
+    tensors = llama_tensors(MLLAMA_TEXT | {"head_dim": 64})
+    tensors["model.embed_tokens.weight"] = _random({"e": (512 + 8, 256)})["e"]
+    return tensors
+
+
+def plain_llama_of_mllama(folder: Path) -> Path:
+    """What Llama 3.2 Vision is where there is no image: a Llama of its self-attention layers."""
+    folder.mkdir(parents=True)
+    kept = [i for i in range(5) if i not in CROSS_LAYERS]
+    config = llama_config(**{key: MLLAMA_TEXT[key] for key in (
+        "num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps", "rope_scaling")},
+        num_hidden_layers=len(kept), head_dim=64)
+    write_byte_level(folder, n_vocab=512, pattern=PATTERN, special=SPECIAL, bos=SPECIAL[0], eos=SPECIAL[4],
+                     template=TEMPLATE, ignore_merges=True)
+    source, tensors = _mllama_tensors(), {}
+    for name in llama_tensors(config):
+        layer = name.split(".")[2] if ".layers." in name else None
+        tensors[name] = source[name.replace(f".layers.{layer}.", f".layers.{kept[int(layer)]}.") if layer else name]
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:512]
+    return _save(folder, config, tensors)
+
+
 def _mllama(folder: Path, old_names: bool) -> Path:
     """Five layers, two of them cross-attention; eight rows more in the embedding than tokens."""
-    n_vocab, n_layers = 512, 5
-    write_byte_level(folder, n_vocab=n_vocab, pattern=PATTERN, special=SPECIAL, bos=SPECIAL[0], eos=SPECIAL[4],
+    write_byte_level(folder, n_vocab=512, pattern=PATTERN, special=SPECIAL, bos=SPECIAL[0], eos=SPECIAL[4],
                      template=None, ignore_merges=True)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    text = {
-        "model_type": "mllama_text_model", "hidden_size": 256, "intermediate_size": 512, "vocab_size": n_vocab,
-        "num_hidden_layers": n_layers, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
-        "cross_attention_layers": list(CROSS_LAYERS), "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "rope_scaling": LLAMA31_ROPE, "tie_word_embeddings": False, "bos_token_id": 507,
-        "eos_token_id": 511, "pad_token_id": 508, "dropout": 0}
-    tensors = llama_tensors(text | {"head_dim": 64})
-    tensors["model.embed_tokens.weight"] = _random({"e": (n_vocab + 8, 256)})["e"]
+    text = MLLAMA_TEXT
+    tensors = _mllama_tensors()
     for layer in CROSS_LAYERS:
         for name in [name for name in tensors if name.startswith(f"model.layers.{layer}.self_attn")]:
             del tensors[name]
@@ -271,7 +294,7 @@ def _mllama(folder: Path, old_names: bool) -> Path:
               "num_hidden_layers": 1, "num_global_layers": 1, "attention_heads": 2, "intermediate_size": 64,
               "intermediate_layers_indices": [0], "vision_output_dim": 64, "max_num_tiles": 4}
     return _save(folder, {"architectures": ["MllamaForConditionalGeneration"], "model_type": "mllama",
-                          "image_token_index": n_vocab, "text_config": text, "vision_config": vision}, renamed)
+                          "image_token_index": 512, "text_config": text, "vision_config": vision}, renamed)
 
 
 def mllama(folder: Path) -> Path:

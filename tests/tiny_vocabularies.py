@@ -74,7 +74,7 @@ def gemma_pieces() -> list[tuple[str, float, int]]:
     pieces = [("<pad>", 0.0, CONTROL), ("<eos>", 0.0, CONTROL), ("<bos>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN),
               ("<mask>", 0.0, USER_DEFINED), ("<unused0>", 0.0, USER_DEFINED), ("<start_of_turn>", 0.0, USER_DEFINED),
               ("<end_of_turn>", 0.0, USER_DEFINED), ("\n", 0.0, USER_DEFINED), ("\n\n", 0.0, USER_DEFINED),
-              ("▁▁", 0.0, USER_DEFINED), ("▁▁▁", 0.0, USER_DEFINED), ("<table>", 0.0, USER_DEFINED)]
+              *(("▁" * n, 0.0, USER_DEFINED) for n in range(2, 17)), ("<table>", 0.0, USER_DEFINED)]
     return pieces + llama_pieces()[3:]
 
 
@@ -83,7 +83,7 @@ def merges_of(pieces: list[tuple[str, float, int]]) -> list[list[str]]:
     ids = {text: i for i, (text, _, _) in enumerate(pieces)}
     found = []
     for text, score, piece_type in pieces:
-        if piece_type == NORMAL:
+        if piece_type in (NORMAL, USER_DEFINED):
             pairs = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in ids and text[i:] in ids]
             found += [(score, [left, right]) for left, right in sorted(pairs, key=lambda p: (ids[p[0]], ids[p[1]]))]
     return [pair for _, pair in sorted(found, key=lambda row: -row[0])]
