@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medlite.engines.sampler import top_tokens
 from medlite.errors import RecordError
 
 TAIL_MASS = 1e-5
@@ -44,8 +45,7 @@ def compact(log_probabilities: NDArray[np.float64], max_tokens: int = MAX_TOKENS
     """The summary of one distribution. log_probabilities: (n_vocab,), nats. max_tokens 0 keeps every token (exact)."""
     n_vocab = log_probabilities.shape[0]
     n_kept = n_vocab if max_tokens == 0 else min(max_tokens, n_vocab)
-    top = np.argpartition(-log_probabilities, n_kept - 1)[:n_kept] if n_kept < n_vocab else np.arange(n_vocab)
-    top = top[np.lexsort((top, -log_probabilities[top]))]
+    top = top_tokens(log_probabilities.astype(np.float32), n_kept)
     if max_tokens:
         left_out = 1.0 - np.cumsum(np.exp(log_probabilities[top]))
         enough = int(np.searchsorted(-left_out, -TAIL_MASS)) + 1
@@ -56,7 +56,7 @@ def compact(log_probabilities: NDArray[np.float64], max_tokens: int = MAX_TOKENS
         token_ids=top.astype(np.uint32),
         log_probabilities=log_probabilities[top].astype(np.float32),
         tail_mass=float(p_rest.sum()),
-        tail_plogp=float(p_rest @ rest),
+        tail_plogp=float((p_rest * rest).sum()),  # not a dot product: BLAS threads stall where cores are shared
         min_log_probability=float(log_probabilities.min()),
         n_vocab=n_vocab,
     )
@@ -72,14 +72,14 @@ def kl_bounds(p: Distribution, q: Distribution) -> tuple[float, float]:
         raise RecordError(f"vocabularies of {p.n_vocab} and {q.n_vocab} tokens: their distributions cannot be compared")
     _, in_p, in_q = np.intersect1d(p.token_ids, q.token_ids, assume_unique=True, return_indices=True)
     log_p, log_q = p.log_probabilities.astype(np.float64), q.log_probabilities.astype(np.float64)
-    shared = float(np.exp(log_p[in_p]) @ (log_p[in_p] - log_q[in_q]))
+    shared = float((np.exp(log_p[in_p]) * (log_p[in_p] - log_q[in_q])).sum())
     only_p, only_q = np.delete(log_p, in_p), np.delete(log_q, in_q)
     p_rest = p.tail_mass + float(np.exp(only_p).sum())
     q_rest = q.tail_mass + float(np.exp(only_q).sum())
     if p_rest == 0.0:
         return max(shared, 0.0), max(shared, 0.0)
     floor = q.min_log_probability
-    upper = shared + float(np.exp(only_p) @ (only_p - floor)) + p.tail_plogp - p.tail_mass * floor
+    upper = shared + float((np.exp(only_p) * (only_p - floor)).sum()) + p.tail_plogp - p.tail_mass * floor
     lower = shared + p_rest * float(np.log(p_rest / max(q_rest, np.finfo(np.float64).tiny)))
     return max(lower, 0.0), max(upper, lower, 0.0)
 

@@ -179,7 +179,7 @@ def phase_bars(title: str, *, quiet: bool) -> "Iterator[OnProgress]":
     """A line on stderr that shows the phase and how far it is; nothing when quiet."""
     from medlite.cli.display import stderr
 
-    if quiet:
+    if quiet or not stderr.is_terminal:
         yield lambda _: None
         return
     from rich import progress as rich_progress
