@@ -4,6 +4,7 @@ from pathlib import Path
 
 from medlite.errors import ArtifactError
 from medlite.files import cache_folder
+from medlite.onnx_format import is_onnx_folder
 
 DEMO_NAME = "demo"
 
@@ -14,9 +15,9 @@ def demo_artifact(recipe: str = "Q4_K_M") -> Path:
 
 
 def resolve_model(text: str) -> Path:
-    """The artifact that `text` names: a path of a .gguf file, or `demo`. Raises ArtifactError with what to do."""
+    """The artifact that `text` names: a .gguf file, an ONNX folder, or `demo`. Raises ArtifactError with what to do."""
     path = Path(text).expanduser()
-    if path.is_file():
+    if path.is_file() or is_onnx_folder(path):
         return path
     if text == DEMO_NAME:
         path = demo_artifact()

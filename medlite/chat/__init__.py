@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medlite.artifact import Artifact, describe
+from medlite.artifact import Artifact, describe, describe_onnx
 from medlite.chat.conversation import Conversation
-from medlite.chat.template import ChatTemplate, read_template
+from medlite.chat.template import ChatTemplate, onnx_template, read_template
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
 from medlite.gguf_format import read_header
+from medlite.onnx_format import is_onnx_folder
 from medlite.registry import resolve_model
 
 DEFAULT_SETTINGS = GenerationSettings()
@@ -56,9 +57,12 @@ def load(model: str | Path, *, device: str = "auto", n_context: int | None = Non
          kv_type: str = "f16", on_progress: Callable[[float], None] | None = None) -> LoadedModel:
     """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`."""
     path = resolve_model(str(model))
-    header = read_header(path)
-    artifact, template = describe(path, header), read_template(header)
-    del header  # a large vocabulary takes 100 MB of Python strings
+    if is_onnx_folder(path):
+        artifact, template = describe_onnx(path), onnx_template(path)
+    else:
+        header = read_header(path)
+        artifact, template = describe(path, header), read_template(header)
+        del header  # a large vocabulary takes 100 MB of Python strings
     engine = open_engine(path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
                          on_progress=on_progress)
     return LoadedModel(replace(artifact, path=path), engine, template)

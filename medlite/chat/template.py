@@ -8,10 +8,12 @@ import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from medlite.errors import ArtifactError
 from medlite.gguf_format import Header
+from medlite.onnx_format import read_onnx_facts
 
 PROBE = "MEDLITE-PROBE"
 # What a template's code can raise beside jinja2.TemplateError, which includes the sandbox's own refusals.
@@ -92,6 +94,14 @@ def read_template(header: Header) -> ChatTemplate | None:
     if not isinstance(source, str) or not source.strip():
         return None
     return ChatTemplate(source, special_tokens(header))
+
+
+def onnx_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of an ONNX folder, or None for a model without one."""
+    facts = read_onnx_facts(folder)
+    if facts.chat_template is None or not facts.chat_template.strip():
+        return None
+    return ChatTemplate(facts.chat_template, facts.special_tokens)
 
 
 def special_tokens(header: Header) -> dict[str, str]:

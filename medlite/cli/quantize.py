@@ -22,12 +22,17 @@ Examples:
   medlite quantize ./Meditron-70B --recipe Q3_K_M --dry-run
   medlite quantize ./Med42-8B --recipe Q4_K_M --tensor-type 'ffn_down=Q6_K'
   medlite quantize ./Med42-8B --recipe IQ2_M --imatrix clinical.gguf
+  medlite quantize ./Llama-3.2-1B-Instruct --format onnx --recipe q4m
 
 A conversion that was interrupted continues when the same command is run again.""")
 @click.argument("source")
 @click.option("--recipe", "recipes", multiple=True, default=("Q4_K_M",), show_default=True,
               help="What to make; several share one read of the checkpoint. See --list-recipes.")
 @click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder).")
+@click.option("--format", "wanted_format", type=click.Choice(["gguf", "onnx"]), default="gguf", show_default=True,
+              help="llama.cpp's format, or a folder for ONNX Runtime (recipes q4m, q4, q8, fp16, fp32).")
+@click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
+@click.option("--device", help="ONNX: where the graph will run, cpu or cuda (default: cpu).")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing.")
 @click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
 @click.option("--threads", type=click.IntRange(1), help="Worker threads (default: all cores).")
@@ -43,11 +48,12 @@ A conversion that was interrupted continues when the same command is run again."
 @click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, help="List the recipes and exit.",
               callback=lambda ctx, param, value: list_recipes(ctx) if value else None)
 def command(
-    source: str, recipes: tuple[str, ...], out: Path | None, dry_run: bool, restart: bool, threads: int | None,
+    source: str, recipes: tuple[str, ...], out: Path | None, wanted_format: str, block: int | None,
+    device: str | None, dry_run: bool, restart: bool, threads: int | None,
     imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, pre_tokenizer: str | None,
     no_measure: bool, offline: bool, force: bool, as_json: bool,
 ) -> None:
-    """Turn a Hugging Face checkpoint into low-bit GGUF files.
+    """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
 
     SOURCE is a folder with config.json, *.safetensors and a tokenizer, or a repository on the hub. The weights are
     read once and written once; no 16-bit copy is made. The bytes equal llama-quantize's.
@@ -59,6 +65,17 @@ def command(
     from quantize.recipes import find_recipe
     from quantize.to_gguf import Output, WriteSettings
 
+    settings = WriteSettings(n_threads=threads or 0, measure=not no_measure, force=force, restart=restart)
+    if wanted_format == "onnx":
+        from medlite.cli.quantize_onnx import OnnxOptions, quantize_onnx
+
+        refuse_given("--format gguf", {"--imatrix": imatrix, "--tensor-type": overrides,
+                                       "--max-shard-size": max_shard_size, "--pre-tokenizer": pre_tokenizer})
+        stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
+        quantize_onnx(source, OnnxOptions(recipes if stated else (), block or 0, device or "cpu", out, dry_run,
+                                          offline, as_json), settings)
+        return
+    refuse_given("--format onnx", {"--block": block, "--device": device})
     checkpoint = open_checkpoint(find_checkpoint(source, offline=offline))
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = []
@@ -70,8 +87,13 @@ def command(
     if dry_run:
         show_plans(outputs, as_json=as_json)
         return
-    settings = WriteSettings(n_threads=threads or 0, measure=not no_measure, force=force, restart=restart)
     show_written(write_with_progress(outputs, settings, quiet=as_json), as_json=as_json)
+
+
+def refuse_given(where: str, options: dict[str, object]) -> None:
+    """Raise RecipeError naming the options that were given and only mean something with `where`."""
+    if given := [name for name, value in options.items() if value]:
+        raise RecipeError(f"{', '.join(given)}: only with {where}")
 
 
 def parse_override(text: str) -> tuple[str, str]:
@@ -212,6 +234,7 @@ def list_recipes(ctx: click.Context) -> None:
 
     from medlite.cli.display import stdout
     from medlite.gguf_format import GGML_TYPES
+    from quantize.onnx_recipes import ONNX_RECIPES
     from quantize.recipes import RECIPES
 
     table = Table("recipe", "default type", "bits", "exceptions", "imatrix", box=None, pad_edge=False)
@@ -221,4 +244,8 @@ def list_recipes(ctx: click.Context) -> None:
         table.add_row(recipe.name, kind.name, f"{8 * kind.block_bytes / kind.block_weights:.2f}", rules,
                       "needed" if recipe.needs_imatrix else "")
     stdout.print(table)
+    onnx = Table("recipe", "bits", "exceptions", "with --format onnx", box=None, pad_edge=False)
+    for row in ONNX_RECIPES.values():
+        onnx.add_row(row.name, str(row.bits), ", ".join(f"{category} int8" for category in row.int8), row.summary)
+    stdout.print(onnx)
     ctx.exit()

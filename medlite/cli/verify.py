@@ -17,6 +17,7 @@ Examples:
   medlite verify model-Q4_K_M.gguf
   medlite verify model-Q4_K_M.gguf --against ./Llama-3.2-1B-Instruct
   medlite verify downloaded.gguf --json
+  medlite verify model-q4m-onnx
 
 Exit code 0: nothing wrong. 1: something is wrong, and named.""")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -24,7 +25,7 @@ Exit code 0: nothing wrong. 1: something is wrong, and named.""")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix it was made with.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool) -> None:
-    """Check a GGUF file, offline.
+    """Check a GGUF file or an ONNX folder, offline.
 
     Structure and impossible numbers always; every byte against the receipt beside the file where there is one;
     every tensor against the checkpoint with --against. Files made by other tools are accepted.
@@ -32,18 +33,33 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
     from medlite.cli.display import progress_bar
     from medlite.errors import ArtifactError
     from medlite.hub import find_checkpoint
+    from medlite.onnx_format import DATA_NAME, is_onnx_folder
     from quantize.checkpoint import open_checkpoint
     from quantize.imatrix import read_imatrix
     from quantize.receipt import receipt_path
     from quantize.verify import verify
+    from quantize.verify_onnx import verify_onnx
 
     if not file.exists():
         raise ArtifactError(f"{file}: no such file")
+    if is_onnx_folder(file) and imatrix:
+        raise ArtifactError("--imatrix: only for GGUF files")
     checkpoint = open_checkpoint(find_checkpoint(against)) if against else None
+    if is_onnx_folder(file):
+        total = 2 * (file / DATA_NAME).stat().st_size if (file / DATA_NAME).is_file() else 0
+        with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
+            found = verify_onnx(file, against=checkpoint, on_bytes=on_bytes)
+        finish(found, as_json=as_json)
+        return
     total = file.stat().st_size * (2 if receipt_path(file).exists() else 1)
     with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
         found = verify(file, against=checkpoint, importance=read_imatrix(imatrix) if imatrix else None,
                        on_bytes=on_bytes)
+    finish(found, as_json=as_json)
+
+
+def finish(found: "Verification", *, as_json: bool) -> None:
+    """Show the findings; exit with 1 if something is wrong."""
     show(found, as_json=as_json)
     if not found.ok:
         sys.exit(1)

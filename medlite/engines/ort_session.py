@@ -149,7 +149,6 @@ class CachedDecoder:
 
     def __init__(self, opened: Opened, facts: OnnxFacts, n_context: int) -> None:
         self._session, self._facts = opened.session, facts
-        self._inputs = {one.name for one in opened.session.get_inputs()}
         self._binding = opened.session.io_binding()
         self._mask = np.ones((1, n_context), np.int64)
         self._ids = np.zeros((1, n_context), np.int64)
@@ -190,7 +189,7 @@ class CachedDecoder:
         self._bind("input_ids", self._ids, (1, n))
         self._bind("attention_mask", self._mask, (1, n_after))
         self._bind(LOGITS_FROM, self._from, (1,))
-        if TOTAL_TOKENS in self._inputs:
+        if self._facts.long_rope_from:
             self._total[()] = n_total
             self._bind(TOTAL_TOKENS, self._total, ())
         shape = (1, n - logits_from, self._facts.n_vocab)

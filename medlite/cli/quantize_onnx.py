@@ -1,0 +1,138 @@
+"""`medlite quantize --format onnx`: from a checkpoint to ONNX folders, with a plan first and a receipt last."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medlite.cli import print_json
+from medlite.errors import RecipeError
+
+if TYPE_CHECKING:
+    from quantize.onnx_plan import OnnxPlan
+    from quantize.to_gguf import WriteSettings
+    from quantize.to_onnx import OnnxWritten
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What the command line said. recipes: empty for the default one. block: 0 for the default one."""
+
+    recipes: tuple[str, ...]
+    block: int
+    device: str
+    out: Path | None
+    dry_run: bool
+    offline: bool
+    as_json: bool
+
+
+def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") -> None:
+    """Write an ONNX folder for each recipe, or show their plans."""
+    from medlite.hub import find_checkpoint
+    from quantize.checkpoint import open_checkpoint
+    from quantize.onnx_plan import make_onnx_plan
+    from quantize.onnx_recipes import DEFAULT_BLOCK, DEFAULT_RECIPE, find_onnx_recipe
+
+    checkpoint = open_checkpoint(find_checkpoint(source, offline=options.offline))
+    recipes = list(dict.fromkeys(find_onnx_recipe(name) for name in options.recipes or (DEFAULT_RECIPE,)))
+    if options.block and not any(recipe.is_quantized for recipe in recipes):
+        raise RecipeError(f"--block has no effect on {recipes[0].name}", hint="--recipe q4m, q4 or q8")
+    outputs = []
+    for recipe in recipes:
+        plan = make_onnx_plan(checkpoint, recipe, block=options.block or DEFAULT_BLOCK, device=options.device)
+        outputs.append((plan, output_folder(checkpoint.folder, recipe.name, options.out, several=len(recipes) > 1)))
+    if options.dry_run:
+        show_plans(outputs, as_json=options.as_json)
+        return
+    written = [write_with_progress(plan, path, settings, quiet=options.as_json) for plan, path in outputs]
+    show_written(written, as_json=options.as_json)
+
+
+def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
+    """Where an artifact goes: <checkpoint>-<recipe>-onnx in a folder that exists, or the new folder --out names."""
+    from medlite.onnx_format import is_onnx_folder
+
+    resolved = folder.resolve()
+    name = resolved.parent.parent.name.split("--")[-1] if resolved.parent.name == "snapshots" else resolved.name
+    if out is None:
+        return Path(f"{name}-{recipe}-onnx")
+    if several or (out.is_dir() and not is_onnx_folder(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        return out / f"{name}-{recipe}-onnx"
+    return out
+
+
+def write_with_progress(plan: "OnnxPlan", path: Path, settings: "WriteSettings", *, quiet: bool) -> "OnnxWritten":
+    """Write one folder under two progress bars: the conversion, then the read-back."""
+    from dataclasses import replace
+
+    from medlite.cli.display import progress_bar
+    from quantize.to_onnx import write_onnx
+
+    total = sum(tensor.n_bytes for tensor in plan.tensors)
+    with (progress_bar(f"quantize {plan.recipe.name}", total, unit="bytes", quiet=quiet) as on_bytes,
+          progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify):
+        try:
+            return write_onnx(plan, path, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
+        except KeyboardInterrupt:
+            click.echo("stopped; run the same command again to continue, --restart to begin anew", err=True)
+            raise
+
+
+def plan_json(plan: "OnnxPlan", path: Path) -> dict[str, Any]:
+    """A plan as data: every tensor's storage, size and reason."""
+    return {
+        "path": str(path), "recipe": plan.recipe.name, "block": plan.block, "device": plan.device,
+        "n_bytes": plan.n_bytes, "n_params": plan.n_params, "bits_per_weight": plan.bits_per_weight,
+        "tensors": [{"name": tensor.name, "storage": tensor.storage.name, "shape": list(tensor.shape),
+                     "n_bytes": tensor.n_bytes, "reason": tensor.storage.reason} for tensor in plan.tensors],
+        "ignored": dict(plan.gguf.ignored),
+    }
+
+
+def show_plans(outputs: "list[tuple[OnnxPlan, Path]]", *, as_json: bool) -> None:
+    """Print what would be written: every tensor, the exact size of graph and weights."""
+    if as_json:
+        print_json({"plans": [plan_json(plan, path) for plan, path in outputs]})
+        return
+    from rich.table import Table
+
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    for plan, path in outputs:
+        table = Table("tensor", "storage", "shape", "bytes", "why", box=None, pad_edge=False, header_style="bold")
+        table.columns[3].justify = "right"
+        for tensor in plan.tensors:
+            table.add_row(tensor.name, tensor.storage.name, " x ".join(map(str, tensor.shape)),
+                          f"{tensor.n_bytes:,}", tensor.storage.reason)
+        stdout.print(table)
+        for name, reason in plan.gguf.ignored.items():
+            stdout.print(f"ignored: {name}: {reason}", style="dim")
+        stdout.print(f"[bold]{path}[/bold]: {plan.n_bytes:,} bytes ({format_bytes(plan.n_bytes)}) and the tokenizer, "
+                     f"{plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)
+    stdout.print("nothing was written")
+
+
+def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
+    """Print the folders with their size, bits per weight and error."""
+    from quantize.onnx_receipt import read_onnx_receipt
+
+    receipts = [read_onnx_receipt(one.path) for one in written]
+    if as_json:
+        print_json([{"path": str(one.path), "n_resumed_bytes": one.n_resumed_bytes, **{k: receipt[k] for k in (
+            "recipe", "block", "device", "n_params", "bits_per_weight", "files", "total")}}
+            for one, receipt in zip(written, receipts, strict=True)])
+        return
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    for one, receipt in zip(written, receipts, strict=True):
+        sqnr = receipt["total"].get("sqnr_db")
+        loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
+        resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
+        stdout.print(f"[bold]{one.path}[/bold]  {format_bytes(one.plan.n_bytes)}, "
+                     f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}", soft_wrap=True)
+    stdout.print(f"next: medlite chat {written[0].path}", style="dim", soft_wrap=True)
