@@ -62,11 +62,15 @@ def is_current(plan: QuantizationPlan, path: Path) -> bool:
 
 @dataclass(frozen=True)
 class WrittenFacts:
-    """What the conversion learned. errors: by slab number, None if not measured. shard_hashes: hex SHA-256."""
+    """What the conversion learned. errors: by slab number, None if not measured. Hashes: hex SHA-256, in the plan's
+    order of files and tensors.
+    """
 
     slabs: Sequence[Slab]
     errors: Mapping[int, RowErrors] | None
     shard_hashes: Mapping[Path, str]
+    file_hashes: Sequence[str]
+    tensor_hashes: Sequence[str]
 
 
 class SourceHasher:
@@ -103,20 +107,11 @@ class SourceHasher:
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_receipt(
-    plan: QuantizationPlan, paths: Sequence[Path], parts: Sequence[Path], facts: WrittenFacts,
-    on_bytes: Callable[[int], None],
-) -> dict[str, Any]:
-    """The receipt of files that are whole under their .part names; every byte is read again for its hash.
-
-    on_bytes hears output bytes as they are hashed.
-    """
-    with ThreadPoolExecutor(2) as pool:
-        file_hashes = [pool.submit(file_sha256, part) for part in parts]
-        tensor_hashes = [_tensor_sha256(plan, tensor, parts[tensor.file], on_bytes) for tensor in plan.tensors]
-        files = [{"name": path.name, "n_bytes": file.n_bytes, "sha256": digest.result(),
-                  "header_sha256": hashlib.sha256(file.header).hexdigest(), "n_header_bytes": len(file.header)}
-                 for path, file, digest in zip(paths, plan.files, file_hashes, strict=True)]
+def make_receipt(plan: QuantizationPlan, paths: Sequence[Path], facts: WrittenFacts) -> dict[str, Any]:
+    """The receipt of an artifact that was read back whole. paths: the final names of its files."""
+    files = [{"name": path.name, "n_bytes": file.n_bytes, "sha256": digest,
+              "header_sha256": hashlib.sha256(file.header).hexdigest(), "n_header_bytes": len(file.header)}
+             for path, file, digest in zip(paths, plan.files, facts.file_hashes, strict=True)]
     by_tensor: dict[int, list[RowErrors]] = {}
     if facts.errors is not None:
         for slab in facts.slabs:
@@ -136,7 +131,7 @@ def make_receipt(
         "tokenizer_sha256": _tokenizer_sha256(plan),
         "chat_template_sha256": _template_sha256(plan),
         "tensors": [_tensor_row(tensor, digest, by_tensor.get(i))
-                    for i, (tensor, digest) in enumerate(zip(plan.tensors, tensor_hashes, strict=True))],
+                    for i, (tensor, digest) in enumerate(zip(plan.tensors, facts.tensor_hashes, strict=True))],
         "total": errors_row([row for rows in by_tensor.values() for row in rows], with_worst=False),
     }
 
@@ -159,10 +154,6 @@ def source_facts(plan: QuantizationPlan, shard_hashes: Mapping[Path, str]) -> di
         "shards": [{"name": shard.name, "n_bytes": shard.stat().st_size, "sha256": shard_hashes.get(shard)}
                    for shard in shards],
     }
-
-
-def _tensor_sha256(plan: QuantizationPlan, tensor: PlannedTensor, part: Path, on_bytes: Callable[[int], None]) -> str:
-    return range_sha256(part, len(plan.files[tensor.file].header) + tensor.info.offset, tensor.info.n_bytes, on_bytes)
 
 
 def range_sha256(path: Path, start: int, n_bytes: int, on_bytes: Callable[[int], None] = lambda n: None) -> str:

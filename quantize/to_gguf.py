@@ -5,18 +5,19 @@ slab with pread and pwrite. Memory is threads x one slab, whatever the model's s
 that was killed continues. A file gets its final name when every slab was read back and compared.
 """
 
+import hashlib
+import itertools
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
-from medlite.files import check_free_space, check_writable, part_path, publish, write_json_whole
-from medlite.gguf_format import read_header
+from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
 from quantize.checkpoint import RowReader
 from quantize.journal import Journal, fingerprint, journal_path, open_journal
 from quantize.plan import QuantizationPlan
@@ -85,8 +86,7 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
                 stack.callback(writers[-1].close)
             hasher = stack.enter_context(SourceHasher(outputs[0].plan, enabled=settings.hash_source))
             _write_slabs(writers, settings)
-            shard_hashes = hasher.result()
-            return [writer.finish(shard_hashes) for writer in writers]
+            return [writer.finish(hasher) for writer in writers]
     except OSError as error:
         raise OutputError(f"{outputs[0].path.parent}: {error.strerror or error}",
                           hint="free some space and run the same command again: it continues") from error
@@ -162,27 +162,42 @@ class OutputWriter:
             self.journal.add(slab.number, crc, encoded.errors)
             self.settings.on_bytes(encoded.data.nbytes)
 
-    def finish(self, shard_hashes: Mapping[Path, str]) -> Written:
+    def finish(self, hasher: SourceHasher) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
-        for slab in self.slabs:
-            crc, _ = self.journal.done[slab.number]
-            if self._crc(slab) != crc:
-                name = self.output.plan.tensors[slab.tensor].info.name
-                raise ArtifactError(f"{self.output.path}: {name} reads back differently from what was written",
-                                    hint="the disk or the memory is faulty; run the command again")
         parts = [part_path(path) for path in self.output.paths]
-        for part, file in zip(parts, self.output.plan.files, strict=True):
-            header = read_header(part)
-            if header.n_file_bytes != file.n_bytes or header.data_start != len(file.header):
-                raise ArtifactError(f"{part}: {header.n_file_bytes} bytes, {file.n_bytes} were planned")
+        with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
+            files = [pool.submit(file_sha256, part) for part in parts]
+            by_tensor = itertools.groupby(self.slabs, key=lambda slab: slab.tensor)
+            tensors = [pool.submit(self._read_back, list(slabs)) for _, slabs in by_tensor]
+            tensor_hashes = [digest.result() for digest in tensors]
+            file_hashes = [digest.result() for digest in files]
+        for descriptor, part, file in zip(self._descriptors, parts, self.output.plan.files, strict=True):
+            if os.pread(descriptor, len(file.header), 0) != file.header or part.stat().st_size != file.n_bytes:
+                raise ArtifactError(f"{part}: its header reads back differently from what was written",
+                                    hint="the disk or the memory is faulty; run the command again")
         errors = {number: errors for number, (_, errors) in self.journal.done.items()}
-        sources = WrittenFacts(self.slabs, errors if self.settings.measure else None, shard_hashes)
-        receipt = make_receipt(self.output.plan, self.output.paths, parts, sources, self.settings.on_verify)
-        write_json_whole(receipt_path(self.output.path), receipt)
+        facts = WrittenFacts(self.slabs, errors if self.settings.measure else None, hasher.result(), file_hashes,
+                             tensor_hashes)
+        write_json_whole(receipt_path(self.output.path), make_receipt(self.output.plan, self.output.paths, facts))
         for part, path in zip(parts, self.output.paths, strict=True):
             publish(part, path)
         self.journal.path.unlink()
         return Written(self.output, tuple(self.output.paths), receipt_path(self.output.path), self.n_resumed_bytes)
+
+    def _read_back(self, slabs: list[Slab]) -> str:
+        """SHA-256 of one tensor's bytes on disk. Raises ArtifactError where a slab is not what was written."""
+        digest = hashlib.sha256()
+        for slab in slabs:
+            file, position, length = self._place(slab)
+            data = os.pread(self._descriptors[file], length, position)
+            if zlib.crc32(data) != self.journal.done[slab.number][0]:
+                name = self.output.plan.tensors[slab.tensor].info.name
+                raise ArtifactError(f"{self.output.path}: {name} reads back differently from what was written",
+                                    hint="the disk or the memory is faulty; run the command again")
+            digest.update(data)
+            with self._lock:
+                self.settings.on_verify(length)
+        return digest.hexdigest()
 
     def close(self) -> None:
         for descriptor in self._descriptors:
