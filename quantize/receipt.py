@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from medlite import __version__
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
 from quantize.encode import RowErrors
+from quantize.parity import ParityReport
 from quantize.plan import PlannedTensor, QuantizationPlan
 from quantize.slabs import Slab
 
@@ -71,6 +72,7 @@ class WrittenFacts:
     shard_hashes: Mapping[Path, str]
     file_hashes: Sequence[str]
     tensor_hashes: Sequence[str]
+    parity: ParityReport | None = None
 
 
 class SourceHasher:
@@ -129,6 +131,7 @@ def make_receipt(plan: QuantizationPlan, paths: Sequence[Path], facts: WrittenFa
         "ignored": dict(plan.ignored),
         "notes": list(plan.notes),
         "tokenizer_sha256": _tokenizer_sha256(plan),
+        "tokenizer_check": asdict(facts.parity) if facts.parity else None,
         "chat_template_sha256": _template_sha256(plan),
         "tensors": [_tensor_row(tensor, digest, by_tensor.get(i))
                     for i, (tensor, digest) in enumerate(zip(plan.tensors, facts.tensor_hashes, strict=True))],

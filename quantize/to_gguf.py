@@ -20,6 +20,7 @@ from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
 from quantize.checkpoint import RowReader
 from quantize.journal import Journal, fingerprint, journal_path, open_journal
+from quantize.parity import ParityReport
 from quantize.plan import QuantizationPlan
 from quantize.receipt import SourceHasher, WrittenFacts, make_receipt, receipt_path
 from quantize.slabs import EncodedSlab, Slab, SlabEncoder, slabs_of
@@ -46,6 +47,7 @@ class WriteSettings:
     """n_threads: 0 for all cores. measure: put each tensor's error against the source into the receipt.
 
     hash_source: put the shards' SHA-256 there too (the source is read once more, side by side).
+    parity: what comparing the tokenizers found, for the receipt.
     force: replace files that exist. restart: do not continue an earlier run.
     on_bytes hears output bytes as they are written, resumed ones included; on_verify as they are read back.
     """
@@ -53,6 +55,7 @@ class WriteSettings:
     n_threads: int = 0
     measure: bool = True
     hash_source: bool = True
+    parity: ParityReport | None = None
     force: bool = False
     restart: bool = False
     on_bytes: OnBytes = lambda n: None
@@ -177,7 +180,7 @@ class OutputWriter:
                                     hint="the disk or the memory is faulty; run the command again")
         errors = {number: errors for number, (_, errors) in self.journal.done.items()}
         facts = WrittenFacts(self.slabs, errors if self.settings.measure else None, hasher.result(), file_hashes,
-                             tensor_hashes)
+                             tensor_hashes, self.settings.parity)
         write_json_whole(receipt_path(self.output.path), make_receipt(self.output.plan, self.output.paths, facts))
         for part, path in zip(parts, self.output.paths, strict=True):
             publish(part, path)

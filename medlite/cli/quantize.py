@@ -41,6 +41,7 @@ A conversion that was interrupted continues when the same command is run again."
               help="Give matching tensors another type; the first match decides.")
 @click.option("--max-shard-size", metavar="SIZE", help="Split into files of at most SIZE, as in 4GB.")
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
+@click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded.")
 @click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source.")
 @click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
@@ -51,16 +52,19 @@ def command(
     source: str, recipes: tuple[str, ...], out: Path | None, wanted_format: str, block: int | None,
     device: str | None, dry_run: bool, restart: bool, threads: int | None,
     imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, pre_tokenizer: str | None,
-    no_measure: bool, offline: bool, force: bool, as_json: bool,
+    allow_mismatch: bool, no_measure: bool, offline: bool, force: bool, as_json: bool,
 ) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
 
     SOURCE is a folder with config.json, *.safetensors and a tokenizer, or a repository on the hub. The weights are
     read once and written once; no 16-bit copy is made. The bytes equal llama-quantize's.
     """
+    from dataclasses import replace
+
     from medlite.hub import find_checkpoint
     from quantize.checkpoint import open_checkpoint
     from quantize.imatrix import read_imatrix
+    from quantize.parity import check_metadata
     from quantize.plan import make_plan
     from quantize.recipes import find_recipe
     from quantize.to_gguf import Output, WriteSettings
@@ -87,6 +91,10 @@ def command(
     if dry_run:
         show_plans(outputs, as_json=as_json)
         return
+    parity = check_metadata(outputs[0].plan.metadata, checkpoint.folder)
+    if not allow_mismatch:
+        parity.require()
+    settings = replace(settings, parity=parity)
     show_written(write_with_progress(outputs, settings, quiet=as_json), as_json=as_json)
 
 
@@ -225,6 +233,9 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
         stdout.print(f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
                      f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}", soft_wrap=True)
     print_notes([one.output for one in written])
+    check = receipts[0]["tokenizer_check"] or {}
+    for what in (*check.get("mismatches", ()), *check.get("not_checked", ())):
+        stdout.print(f"[yellow]tokenizer:[/yellow] {what}", soft_wrap=True)
     stdout.print(f"next: medlite chat {written[0].paths[0]}", style="dim", soft_wrap=True)
 
 
