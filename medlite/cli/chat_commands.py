@@ -194,7 +194,7 @@ def _drop(state: ChatState, argument: str) -> None:
     if not argument.isdigit() or not 1 <= int(argument) <= n_turns:
         raise ChatError(f"/drop {argument}", hint=f"a number from 1 to {n_turns}" if n_turns else "there are no turns")
     state.conversation.drop_oldest(int(argument))
-    state.say(f"forgot the {argument} oldest turns")
+    state.say("forgot the oldest turn" if argument == "1" else f"forgot the {argument} oldest turns")
 
 
 def _show(state: ChatState, _: str) -> None:
