@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bench.record import RunRecord
     from bench.summary import SummaryRow
 
+PROTOCOL = "cloze"  # the embedded model answers in words; it never learned to name an option's letter
 RECIPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
@@ -84,12 +85,14 @@ def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord
                 advance(progress.done - n_seen)
                 n_seen = progress.done
 
-        return run_in_child(path, "demo", RunSettings(device=device), out=kept, force=True, on_progress=on_progress)
+        settings = RunSettings(device=device, protocol=PROTOCOL)
+        return run_in_child(path, "demo", settings, out=kept, force=True, on_progress=on_progress)
 
 
 def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
     """The record in `kept`, None if it is of another artifact, question set, device or version of medlite."""
     from bench.record import read_record
+    from bench.task import samples_sha256
     from bench.tasks import demo
     from medlite import __version__
     from medlite.errors import RecordError
@@ -101,10 +104,10 @@ def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
         record = read_record(kept)
     except RecordError:
         return None
-    n_questions = len(demo.read(()))
-    same = (record.complete and record.artifact.sha256 == file_sha256(path) and record.settings.device == device
-            and record.environment.get("medlite") == __version__ and len(record.samples) == n_questions)
-    return record if same else None
+    stands = (record.artifact.sha256, record.settings.device, record.settings.protocol,
+              record.environment.get("medlite"), record.task.dataset_sha256)
+    wanted = (file_sha256(path), device, PROTOCOL, __version__, samples_sha256(demo.read(())))
+    return record if record.complete and stands == wanted else None
 
 
 def show(rows: "Sequence[SummaryRow]", paths: Sequence[Path]) -> None:
