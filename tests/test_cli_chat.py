@@ -280,7 +280,7 @@ def test_markdown_blocks_are_finished_at_blank_lines_outside_fences(text: str, l
     assert finished_length(text) == length
 
 
-PROMPT = "› ".encode()
+PROMPT = "›".encode()
 
 
 class Terminal:
