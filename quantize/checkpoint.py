@@ -19,6 +19,8 @@ from medlite.errors import CheckpointError
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+# The index and the only file of each layout, the first that is there is read.
+LAYOUTS = ((INDEX_NAME, SINGLE_NAME), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 
 # Bytes of one element. Source: safetensors/src/tensor.rs, Dtype. Only FLOAT_DTYPES can be weights of a plan.
 DTYPE_BYTES: dict[str, int] = {
@@ -90,7 +92,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_json_object(folder / "config.json")
     tensors: dict[str, SourceTensor] = {}
     for shard in _shards(folder):
-        for tensor in read_safetensors_header(shard):
+        for tensor in read_header(shard):
             if tensor.name in tensors:
                 raise CheckpointError(f"{shard}: {tensor.name} stands also in {tensors[tensor.name].path.name}")
             tensors[tensor.name] = tensor
@@ -98,22 +100,37 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors)
 
 
+def read_header(shard: Path) -> list[SourceTensor]:
+    """The tensors that the shard holds, safetensors or (through torch) pytorch_model*.bin."""
+    if shard.suffix == ".bin":
+        from quantize.torch_shards import read_torch_header
+
+        return read_torch_header(shard)
+    return read_safetensors_header(shard)
+
+
+def _layout(folder: Path) -> tuple[Path, Path]:
+    """The paths of the index and of the only file, of the layout that is there."""
+    for index, single in LAYOUTS:
+        if (folder / index).exists() or (folder / single).is_file():
+            return folder / index, folder / single
+    raise CheckpointError(f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}",
+                          hint="nor the pytorch_model.bin of older models; is the download complete?")
+
+
 def _shards(folder: Path) -> list[Path]:
-    """The safetensors files that make the checkpoint, in order."""
-    index = folder / INDEX_NAME
+    """The files that make the checkpoint, in order."""
+    index, single = _layout(folder)
     if index.exists():
         names = sorted(set(_weight_map(index).values()))
         for name in names:
             if Path(name).name != name:
                 raise CheckpointError(f"{index}: shard {name!r} leaves the folder")
             if not (folder / name).is_file():
-                raise CheckpointError(f"{folder / name}: missing shard, named by {INDEX_NAME}",
+                raise CheckpointError(f"{folder / name}: missing shard, named by {index.name}",
                                       hint="download the missing shard; medlite pull resumes")
         return [folder / name for name in names]
-    if (folder / SINGLE_NAME).is_file():
-        return [folder / SINGLE_NAME]
-    raise CheckpointError(f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}",
-                          hint="weights must be safetensors; pickled .bin files are not read")
+    return [single]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -125,12 +142,12 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
     """Raise CheckpointError if the index names a tensor that its shard does not hold."""
-    index = folder / INDEX_NAME
+    index, _ = _layout(folder)
     if not index.exists():
         return
     for name, shard in _weight_map(index).items():
         if name not in tensors or tensors[name].path.name != shard:
-            raise CheckpointError(f"{folder / shard}: {name} is missing, {INDEX_NAME} puts it there")
+            raise CheckpointError(f"{folder / shard}: {name} is missing, {index.name} puts it there")
 
 
 def read_safetensors_header(path: Path) -> list[SourceTensor]:
