@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import OnProgress, Progress
-from bench.record import RunRecord, RunSettings, read_record
+from bench.record import ArtifactFacts, RunRecord, RunSettings, read_record
+from bench.text import TextScore
 from medlite import errors
 from medlite.errors import EngineError, MedliteError
 
@@ -50,12 +51,23 @@ def run_in_child(
         return read_record(path)
 
 
-def _talk(request: Mapping[str, Any], on_progress: OnProgress | None, worker: str) -> None:
-    """Run the worker on `request` until it says it is done. Raises its error, or EngineError if it died."""
+def text_in_child(
+    artifact_path: Path, text: Path, settings: RunSettings | None = None, *, on_progress: OnProgress | None = None,
+) -> TextScore:
+    """The score of one artifact on a text file, in a fresh process. settings.n_context is the length of a chunk."""
+    request = {"artifact": str(artifact_path), "settings": asdict(settings or RunSettings()), "text": str(text)}
+    value = _talk(request, on_progress, "bench.worker")
+    return TextScore(**{**value, "artifact": ArtifactFacts(**value["artifact"]),
+                        "chunk_nats": tuple(value["chunk_nats"])})
+
+
+def _talk(request: Mapping[str, Any], on_progress: OnProgress | None, worker: str) -> dict[str, Any]:
+    """The worker's result on `request`. Raises its error, or EngineError if it died."""
     with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen([sys.executable, "-P", "-m", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=stderr, encoding="utf-8", errors="replace", env=_environment())
         done = False
+        result: dict[str, Any] = {}
         try:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -68,12 +80,14 @@ def _talk(request: Mapping[str, Any], on_progress: OnProgress | None, worker: st
                 if "progress" in message and on_progress:
                     on_progress(Progress(*message["progress"]))
                 done = done or "done" in message
+                result = message.get("result", result)
             child.wait()
         finally:
             _stop(child)
         if not done:
             stderr.seek(0)
             raise _death(child.returncode, stderr.read().decode(errors="replace"))
+        return result
 
 
 def _environment() -> dict[str, str]:

@@ -5,22 +5,27 @@ Answers: {"progress": [phase, done, total]}, {"error": {type, message, hint}}, {
 What native libraries print on stdout goes to stderr.
 """
 
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench import artifacts, fetch
 from bench.measure import Output, Progress, Subject, measure, prepare
 from bench.record import CONTEXT_TOKENS, RunSettings
 from bench.tasks import find_task
 from bench.tasks.local import local_task
+from bench.text import N_CONTEXT, TextScore, chunks, token_nats
 from medlite.engines.engine import Engine
-from medlite.errors import MedliteError
+from medlite.errors import MedliteError, TaskError
 
 OpenEngine = Callable[[Path, RunSettings], Engine]
 PROGRESS_SECONDS = 0.1  # between two reports of one phase
@@ -50,7 +55,10 @@ class Reporter:
 def serve(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> None:
     """Carry out one request. A MedliteError becomes an answer."""
     try:
-        _measure(open_engine, request, reporter)
+        if "text" in request:
+            reporter.say({"result": _score_text(open_engine, request, reporter)})
+        else:
+            _measure(open_engine, request, reporter)
         reporter.say({"done": True})
     except MedliteError as error:
         answer = {"type": type(error).__name__, "message": str(error), "hint": error.hint}
@@ -79,6 +87,35 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
         measure(engine, subject, questions, settings, output, reporter)
     finally:
         engine.close()
+
+
+def _score_text(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """A TextScore as JSON."""
+    path = Path(request["text"])
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    settings = RunSettings(**request["settings"])
+    settings = replace(settings, n_context=settings.n_context or N_CONTEXT)
+    measured = artifacts.look_at(Path(request["artifact"]))
+    facts = artifacts.facts_of(measured, counter(reporter, "hash", measured.n_bytes))
+    engine = open_engine(measured.path, settings)
+    try:
+        n_chunks = len(chunks(engine, text, settings.n_context))
+        nats: list[NDArray[np.float64]] = []
+        for one in token_nats(engine, text, settings.n_context):
+            nats.append(one)
+            reporter(Progress("score", len(nats), n_chunks))
+    finally:
+        engine.close()
+    score = TextScore(
+        artifact=facts, n_context=settings.n_context, n_scored=nats[0].size,
+        text_sha256=hashlib.sha256(raw).hexdigest(), chunk_nats=tuple(float(one.mean()) for one in nats),
+        token_variance=float(np.concatenate(nats).var()),
+    )
+    return asdict(score)
 
 
 def counter(reporter: Reporter, phase: str, total: int) -> Callable[[int], None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bench.record import RunRecord
     from bench.summary import SummaryRow
     from bench.task import Task
+    from bench.text import TextScore
 
 NOTHING = "·"
 VERDICT_STYLES = {"non-inferior": "green", "inferior": "red", "inconclusive": "yellow"}
@@ -70,6 +71,20 @@ def record_table(records: "Sequence[RunRecord]") -> Table:
             f"{costs.load_seconds:.1f}", speed_cell(costs.questions_per_second),
             speed_cell(costs.prefill_tokens_per_second), speed_cell(costs.decode_tokens_per_second),
         )
+    return table
+
+
+def text_table(scores: "Sequence[TextScore]", differences: "Sequence[Interval]") -> Table:
+    """One row a model; differences: from the first model, in nats a token."""
+    table = _table("perplexity: ± as llama-perplexity prints it · difference: paired by chunk, 95 % interval")
+    for name in ("", "size", "perplexity", "±", "difference\nnats/token", "chunks"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
+    for score, difference in zip(scores, [None, *differences], strict=True):
+        cell = NOTHING
+        if difference:
+            cell = f"{difference.value:+.4f}\n{difference.low:.4f}..{difference.high:.4f}"
+        table.add_row(score.artifact.file_name, format_bytes(score.artifact.n_bytes), f"{score.perplexity:.4f}",
+                      f"{score.standard_error:.4f}", cell, str(len(score.chunk_nats)))
     return table
 
 

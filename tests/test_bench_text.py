@@ -1,0 +1,83 @@
+"""Perplexity by llama-perplexity's definition, against the definition written out, and paired differences."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_gguf import write_tiny_gguf
+from toy_engine import ToyEngine
+
+from bench.record import ArtifactFacts, RunSettings
+from bench.run import text_in_child
+from bench.scoring import log_softmax
+from bench.text import TextScore, chunks, paired_difference, token_nats
+from medlite.engines.engine import LogitsRequest
+from medlite.errors import RecordError, TaskError
+
+TEXT = "The patient takes metformin daily for diabetes. " * 8
+
+
+def test_chunks_begin_with_the_first_token_and_leave_the_rest_out() -> None:
+    engine = ToyEngine()
+    found = chunks(engine, TEXT, 64)
+    tokens = engine.tokenize(TEXT)
+    assert len(found) == len(tokens) // 64
+    assert all(piece[0] == tokens[0] and len(piece) == 64 for piece in found)
+    assert found[1][1:] == tuple(tokens[65:128])
+
+
+def test_the_second_half_of_each_chunk_is_scored() -> None:
+    engine = ToyEngine(noise=0.5)
+    pieces = chunks(engine, TEXT, 64)
+    for piece, nats in zip(pieces, token_nats(engine, TEXT, 64), strict=True):
+        expected = []
+        for j in range(32, 63):
+            logits, = engine.logits([LogitsRequest(piece[: j + 1], (j,))])
+            expected.append(-log_softmax(logits)[0, piece[j + 1]])
+        assert nats.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def score(*chunk_nats: float) -> TextScore:
+    facts = ArtifactFacts("a.gguf", "0", "gguf", "a", "F32", 1, 1, 32.0)
+    return TextScore(facts, 64, 31, "abc", chunk_nats, 1.0)
+
+
+def test_perplexity_is_the_exponential_of_the_mean() -> None:
+    assert score(1.0, 3.0).perplexity == pytest.approx(math.exp(2.0))
+    assert score(1.0, 3.0).standard_error == pytest.approx(math.exp(2.0) * math.sqrt(1 / 61))
+
+
+def test_differences_are_paired_by_chunk() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(2.0, 0.5, 50)
+    found = paired_difference(score(*base), score(*(base + 0.01)))
+    assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
+
+
+@pytest.mark.parametrize("change", [{"text_sha256": "x"}, {"n_context": 32}, {"chunk_nats": (1.0,)}])
+def test_scores_of_other_texts_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(RecordError, match="cannot be compared"):
+        paired_difference(score(1.0, 2.0), dataclasses.replace(score(1.0, 2.0), **change))
+
+
+def test_a_short_text_is_refused() -> None:
+    with pytest.raises(TaskError, match="the text has 385 tokens, 400 are needed"):
+        chunks(ToyEngine(), TEXT, 200)
+
+
+def test_a_real_file_is_scored_in_a_process_of_its_own(tmp_path: Path) -> None:
+    model = write_tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "text.txt").write_text(TEXT * 4)
+    found = text_in_child(model, tmp_path / "text.txt", RunSettings(n_context=64, device="cpu"))
+    assert 1 < found.perplexity < 5000  # random weights do worse than guessing among 321 tokens
+    assert found.n_scored == 31
+    again = text_in_child(model, tmp_path / "text.txt", RunSettings(n_context=64, device="cpu"))
+    assert paired_difference(found, again).value == 0.0
+
+
+def test_a_text_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TaskError, match=r"bad.txt: cannot be read as UTF-8"):
+        text_in_child(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "bad.txt")
