@@ -8,6 +8,7 @@ enum : int64_t { UNSUPPORTED_TYPE = -1, NOT_FINITE = -2, BAD_ARGUMENTS = -3, OVE
 
 int best_isa() {
 #ifdef MEDLITE_X86
+    __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return AVX512;
