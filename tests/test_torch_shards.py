@@ -139,7 +139,7 @@ def test_what_is_no_checkpoint_is_refused(content: str, tmp_path: Path) -> None:
         torch.save(made.get(content, {"a": values}), path, _use_new_zipfile_serialization=content != "old format")
     if content == "cut":
         path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match="x.bin"):
+    with pytest.raises(CheckpointError, match=r"x\.bin"):
         read_torch_header(path)
 
 
