@@ -15,12 +15,13 @@ FLOORS: tuple[tuple[str, int], ...] = (
     ("medlite.artifact", 1), ("medlite.devices", 1), ("medlite.gguf_format", 1), ("medlite.onnx_format", 1),
     ("medlite.demo", 1),
     ("medlite.registry", 2), ("medlite.hub", 2), ("medlite.engines", 2), ("medlite.catalog", 2), ("quantize", 2),
+    ("medlite.fit", 2), ("medlite.offline", 0),
     ("medlite.chat", 3), ("medlite", 3),
     ("bench", 4),
 )
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 # Programs that are run with python -m, not libraries.
-PRINTERS = {"medlite/demo", "quantize/measure.py", "quantize/kernels/measure.py"}
+PRINTERS = {"medlite/demo", "medlite/measure_fit.py", "quantize/measure.py", "quantize/kernels/measure.py"}
 
 
 def module_name(path: Path) -> str:

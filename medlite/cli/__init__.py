@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("medlite.cli.chat", "Talk with a model in the terminal, offline."),
     "generate": ("medlite.cli.generate", "Answer one prompt and exit."),
     "bench": ("medlite.cli.bench", "Measure what low bits cost on medical questions."),
+    "models": ("medlite.cli.models", "List the known models: size, licence, what is on this machine."),
+    "pull": ("medlite.cli.pull", "Download a checkpoint or a ready GGUF file from the hub."),
+    "fit": ("medlite.cli.fit", "Predict memory and speed on this machine, for every recipe and context."),
+    "doctor": ("medlite.cli.doctor", "Check this machine: processor, memory, GPU, engines, and what to install."),
 }
 
 

@@ -1,0 +1,264 @@
+"""`medlite doctor`: what this machine has, which engines load here, and the one command that mends what is wrong."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from medlite.cli import print_json
+
+PROBE_SECONDS = 60
+GOOD, NOTE, WRONG = "good", "note", "wrong"
+MARKS = {GOOD: "[green]ok[/]  ", NOTE: "[dim]--[/]  ", WRONG: "[bold red]!![/]  "}
+
+# Processor features that the engines' kernels use, by /proc/cpuinfo's name. The first of a family is needed for speed.
+SHOWN_FEATURES = {
+    "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16", "amx_int8": "AMX", "asimd": "NEON", "asimddp": "DOTPROD", "i8mm": "I8MM",
+    "sve": "SVE"}
+SHOWN_PACKAGES = ("llama-cpp-python", "gguf", "numpy", "tokenizers", "huggingface-hub", "onnxruntime", "torch")
+
+# Engine -> (what is run in a process of its own and prints one JSON object; the extra that brings it, or "").
+PROBES: dict[str, tuple[str, str]] = {
+    "llamacpp": ("import json; from medlite.engines import llama_native as n; n.library(); "
+                 "print(json.dumps({'version': 'llama-cpp-python ' + n.SUPPORTED_VERSION, 'gpu': n.gpu_build()}))", ""),
+    "ort": ("import json, os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime as o; "
+            "print(json.dumps({'version': 'onnxruntime ' + o.__version__, "
+            "'gpu': 'CUDAExecutionProvider' in o.get_available_providers()}))", "onnx"),
+    "torch": ("import json, torch, transformers; print(json.dumps({'version': 'torch ' + torch.__version__, "
+              "'gpu': torch.cuda.is_available()}))", "torch"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the answer. fix: the command that mends or adds it, empty if nothing is to be done."""
+
+    level: str
+    name: str
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What importing an engine in a process of its own came to. missing: it is not installed."""
+
+    version: str = ""
+    gpu: bool = False
+    missing: bool = False
+    failure: str = ""
+
+
+@click.command("doctor", epilog="""\b
+Examples:
+  medlite doctor
+  medlite doctor --json
+  medlite doctor --offline-proof
+
+Exit code 0: nothing is wrong. 1: something is, and named with what mends it.""")
+@click.option("--offline-proof", is_flag=True,
+              help="Do every kind of work on the embedded model with the internet forbidden.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(offline_proof: bool, as_json: bool) -> None:
+    """Check this machine, and say what to install.
+
+    Engines are tried in processes of their own, so that a build for another processor cannot end this one.
+    """
+    if offline_proof:
+        show_proof(as_json=as_json)
+        return
+    from rich.markup import escape
+
+    from medlite.cli.display import stdout
+
+    found = []
+    for finding in findings():
+        found.append(finding)
+        if not as_json:
+            stdout.print(f"{MARKS[finding.level]}[bold]{finding.name:<11}[/bold] {escape(finding.text)}",
+                         soft_wrap=True)
+            if finding.fix:
+                stdout.print(f"                {finding.fix}", soft_wrap=True, markup=False, style="cyan")
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    if any(finding.level == WRONG for finding in found):
+        sys.exit(1)
+
+
+def findings() -> Iterator[Finding]:
+    """Everything there is to say, as it is found out."""
+    yield from machine_findings()
+    probes = {}
+    for engine in PROBES:
+        probes[engine] = probe_engine(engine)
+        yield engine_finding(engine, probes[engine])
+    yield from gpu_findings(probes["llamacpp"])
+    yield kernels_finding()
+    yield network_finding()
+    yield Finding(NOTE, "versions", ", ".join(versions()))
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def machine_findings() -> Iterator[Finding]:
+    """System, processor, memory and disk."""
+    from medlite.devices import available_memory, cpu_features, cpu_name, physical_cores
+    from medlite.files import cache_folder, format_bytes
+
+    yield Finding(GOOD, "system", f"{platform.system()} {platform.release()}, {platform.machine()}, "
+                                  f"Python {platform.python_version()}")
+    features = cpu_features()
+    shown = ", ".join(text for name, text in SHOWN_FEATURES.items() if name in features) or "features unknown"
+    slow = platform.machine() in ("x86_64", "AMD64") and bool(features) and "avx2" not in features
+    yield Finding(NOTE if slow else GOOD, "processor",
+                  f"{cpu_name()}: {shown}" + ("; without AVX2 decoding is slow" if slow else ""))
+    yield Finding(GOOD, "cores", f"{physical_cores()} physical, {os.cpu_count()} logical")
+    yield Finding(GOOD, "memory", f"{format_bytes(available_memory())} available of {format_bytes(total_memory())}")
+    for name, folder in (("disk", cache_folder()), ("hub cache", hub_cache())):
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding(GOOD, name, f"{format_bytes(shutil.disk_usage(nearest).free)} free in {folder}")
+
+
+def total_memory() -> int:
+    """Bytes of memory that the machine has; a container may be allowed less."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def versions() -> list[str]:
+    """The installed packages whose versions decide what is computed."""
+    from medlite import __version__
+
+    rows = [f"medlite {__version__}"]
+    for name in SHOWN_PACKAGES:
+        try:
+            rows.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return rows
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def probe_engine(engine: str) -> Probe:
+    """What happens when an engine is imported in a process of its own."""
+    return run_probe(PROBES[engine][0])
+
+
+def run_probe(code: str) -> Probe:
+    """Run `code` in a child that prints a JSON object, and read its end: an answer, an error, or a signal."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        child = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8",
+                               errors="replace", timeout=PROBE_SECONDS, check=False, env=environment)
+    except subprocess.TimeoutExpired:
+        return Probe(failure=f"it does not load within {PROBE_SECONDS} s")
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        illegal = " (illegal instruction: built for another processor)" if name == "SIGILL" else ""
+        return Probe(failure=f"it ends the process with {name}{illegal}")
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or ["it ends without a word"]
+        return Probe(missing="ModuleNotFoundError" in lines[-1] or "MissingExtraError" in lines[-1], failure=lines[-1])
+    return Probe(**json.loads(child.stdout.splitlines()[-1]))
+
+
+def engine_finding(engine: str, probe: Probe) -> Finding:
+    """Whether an engine loads; for one that is missing, what brings it."""
+    from medlite.devices import LLAMA_CPP_PYTHON
+
+    extra = PROBES[engine][1]
+    install = f"pip install 'medlite[{extra}]'" if extra else f"pip install {LLAMA_CPP_PYTHON}"
+    if probe.version:
+        return Finding(GOOD, engine, f"{probe.version} loads{', with GPU support' if probe.gpu else ''}")
+    if probe.missing:
+        return Finding(NOTE if extra else WRONG, engine, "not installed", install)
+    if engine == "llamacpp" and "SIGILL" in probe.failure:
+        install = f"pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python {LLAMA_CPP_PYTHON}"
+    return Finding(WRONG, engine, probe.failure, install)
+
+
+def gpu_findings(llamacpp: Probe) -> Iterator[Finding]:
+    """The GPUs, and loudly whether the engine cannot use them."""
+    from medlite.devices import cuda_install_command, find_gpus
+    from medlite.files import format_bytes
+
+    gpus = find_gpus()
+    if not gpus:
+        yield Finding(NOTE, "GPU", "no NVIDIA GPU (nvidia-smi lists none); models run on the processor")
+    for gpu in gpus:
+        cuda = f", CUDA {gpu.cuda_version[0]}.{gpu.cuda_version[1]}" if gpu.cuda_version else ""
+        yield Finding(GOOD, "GPU", f"{gpu.name}: {format_bytes(gpu.n_bytes_free)} free of "
+                                   f"{format_bytes(gpu.n_bytes_total)}, driver {gpu.driver_version}{cuda}")
+    if gpus and llamacpp.version and not llamacpp.gpu:
+        yield Finding(WRONG, "GPU unused", "llama-cpp-python was built for the CPU only: this machine's GPU stands "
+                                           "idle", cuda_install_command(gpus[0].cuda_version))
+
+
+def kernels_finding() -> Finding:
+    """Whether the quantization kernels were built, and what they use."""
+    from quantize.kernels import load, missing_reason
+
+    kernels = load()
+    if kernels is not None:
+        return Finding(GOOD, "kernels", f"quantize.kernels runs with {kernels.isa}")
+    return Finding(NOTE, "kernels", f"quantize uses ggml's functions, the same bytes more slowly: {missing_reason()}",
+                   "install a C++ compiler, then: pip install --force-reinstall --no-deps medlite")
+
+
+def network_finding() -> Finding:
+    """What medlite does with the network."""
+    from medlite.hub import is_offline
+
+    state = "HF_HUB_OFFLINE is set, so pull opens no socket" if is_offline() else "only pull, quantize and bench " \
+        "download, and only what a command names"
+    return Finding(GOOD, "network", f"{state}; dependencies' telemetry is off; medlite doctor --offline-proof shows it")
+
+
+# --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def show_proof(*, as_json: bool) -> None:
+    """Run the proof, print each step, and end with code 1 if one failed."""
+    from medlite.cli.display import stdout
+    from medlite.cli.offline_proof import Outcome, prove
+
+    def on_step(outcome: Outcome) -> None:
+        mark = MARKS[GOOD if outcome.ok else WRONG]
+        text = "no attempt" if outcome.ok else "tried to reach the internet" if outcome.attempted else "failed"
+        stdout.print(f"{mark}[bold]{outcome.step.name:<11}[/bold] {text}", soft_wrap=True)
+        if outcome.said:
+            stdout.print(outcome.said, markup=False, style="dim", soft_wrap=True)
+
+    quiet: Callable[[Outcome], None] = lambda outcome: None  # noqa: E731
+    outcomes = prove(quiet if as_json else on_step)
+    proven = all(outcome.ok for outcome in outcomes)
+    system = all("system" in outcome.guards for outcome in outcomes)
+    if as_json:
+        print_json({"proven": proven, "kernel_guard": system, "steps": [
+            {"name": o.step.name, "arguments": list(o.step.arguments), "ok": o.ok, "attempted": o.attempted,
+             "guards": list(o.guards), "said": o.said} for o in outcomes]})
+    elif proven:
+        how = ("The kernel would have ended any process that asked for an internet socket." if system else
+               "Python code was watched; native code could not be on this system.")
+        stdout.print(f"Nothing tried to leave this machine in {len(outcomes)} steps. {how}", style="bold",
+                     soft_wrap=True)
+    if not proven:
+        sys.exit(1)

@@ -1,0 +1,130 @@
+"""`medlite models`: the catalogue, and what of it is on this machine."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from medlite.cli import print_json
+
+if TYPE_CHECKING:
+    from medlite.catalog import CatalogModel
+
+SHOWN_RECIPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+TABLE_RECIPES = ("Q8_0", "Q4_K_M")
+ACCESS_MARKS = {"open": "", "gated": "gated", "credentialed": "by hand"}
+
+
+@click.command("models", epilog="""\b
+Examples:
+  medlite models
+  medlite models med42
+  medlite models llama3-med42-8b
+  medlite models --json""")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the catalogue as JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the models that medlite knows, with the size of their files at some recipes.
+
+    NAME: show those whose name holds it; one alone is shown in full.
+    """
+    from medlite.catalog import read_catalog
+    from medlite.errors import ArtifactError
+    from medlite.hub import cached_bytes
+
+    models = [model for model in read_catalog().values() if name is None or name.lower() in model.name]
+    models = [model for model in models if model.name == name] or models
+    if not models:
+        raise ArtifactError(f"no model's name holds {name!r}", hint="medlite models lists them all")
+    cached = cached_bytes()
+    if as_json:
+        print_json([as_data(model, cached) for model in models])
+    elif len(models) == 1:
+        show_one(models[0], cached)
+    else:
+        show_table(models, cached)
+
+
+def file_sizes(model: "CatalogModel", recipes: tuple[str, ...] = SHOWN_RECIPES) -> dict[str, int]:
+    """Recipe -> bytes of the GGUF file."""
+    from medlite.catalog import hf_config
+    from medlite.cli.fit import recipe_candidates
+
+    return {candidate.recipe: candidate.n_file_bytes
+            for candidate in recipe_candidates(hf_config(model), recipes)}
+
+
+def local_bytes(model: "CatalogModel", cached: dict[str, int]) -> int:
+    """Bytes of the model's checkpoint on this machine, 0 if it is not here."""
+    from medlite.hub import hand_folder
+
+    if model.repository:
+        return cached.get(model.repository, 0)
+    folder = hand_folder(model)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def as_data(model: "CatalogModel", cached: dict[str, int]) -> dict[str, Any]:
+    """A row for --json; sizes in bytes."""
+    return {
+        "name": model.name, "repository": model.repository, "revision": model.revision, "page": model.where,
+        "base": model.base, "n_params": model.n_params, "context": model.context, "vocabulary": model.vocabulary,
+        "shape": vars(model.shape), "licence": model.licence, "access": model.access, "prompt": model.prompt,
+        "note": model.note, "evidence": model.evidence, "accuracy": dict(model.accuracy),
+        "accuracy_source": model.accuracy_source, "file_bytes": file_sizes(model),
+        "local_bytes": local_bytes(model, cached)}
+
+
+def show_table(models: "list[CatalogModel]", cached: dict[str, int]) -> None:
+    """One row a model."""
+    from rich import box
+    from rich.table import Table
+
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for header in ("params", "context", *TABLE_RECIPES):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("access", no_wrap=True)
+    table.add_column("here", justify="right", no_wrap=True)
+    for model in models:
+        sizes, here = file_sizes(model, TABLE_RECIPES), local_bytes(model, cached)
+        table.add_row(model.name, f"{model.n_params / 1e9:.1f} B", f"{model.context // 1024}k",
+                      *(format_bytes(sizes[recipe]) for recipe in TABLE_RECIPES),
+                      ACCESS_MARKS[model.access], format_bytes(here) if here else "")
+    stdout.print(table)
+    stdout.print("sizes of GGUF files by recipe · gated: accept a licence first · by hand: no program may download it",
+                 style="dim", soft_wrap=True)
+    stdout.print("more of one: medlite models NAME · will it fit: medlite fit NAME · get it: medlite pull NAME",
+                 style="dim", soft_wrap=True)
+
+
+def show_one(model: "CatalogModel", cached: dict[str, int]) -> None:
+    """Everything that the catalogue says of one model."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    here = local_bytes(model, cached)
+    shape = model.shape
+    rows = {
+        "model": model.name, "where": model.where, "base": model.base,
+        "parameters": f"{model.n_params:,}",
+        "shape": f"{shape.layers} layers of {shape.hidden}, {shape.heads} heads ({shape.kv_heads} for keys, values), "
+                 f"vocabulary {model.vocabulary:,}",
+        "context": f"{model.context:,} tokens", "licence": model.licence, "access": model.access,
+        "files": ", ".join(f"{recipe} {format_bytes(n)}" for recipe, n in file_sizes(model).items()),
+        "prompt": f"{model.prompt}: {model.prompt_format.user!r}",
+        "published": ", ".join(f"{task} {value:g} %" for task, value in model.accuracy.items()),
+        "source": model.accuracy_source, "note": model.note,
+        "here": format_bytes(here) if here else "not on this machine"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        if value:
+            table.add_row(key, escape(value))
+    stdout.print(table)

@@ -1,0 +1,115 @@
+"""`medlite pull`: a checkpoint or a ready GGUF file from the hub into its local cache, whole or not at all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from medlite.cli import print_json
+from medlite.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from medlite.hub import RemoteFile, RemoteRepository
+
+
+@click.command("pull", epilog="""\b
+Examples:
+  medlite pull llama3-med42-8b
+  medlite pull meta-llama/Llama-3.2-1B-Instruct@main
+  medlite pull qvac/MedPsy-4B-GGUF --recipe Q4_K_M
+  medlite pull llama3.1-70b-instruct --dry-run
+
+Run the same command again to continue a download that broke off.""")
+@click.argument("model", metavar="NAME|REPO[@REVISION]")
+@click.option("--recipe", help="Of a repository of GGUF files: which one.")
+@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and whether the disk has room.")
+@click.option("--offline", is_flag=True, help="Open no socket: only say what the local cache holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(model: str, recipe: str | None, dry_run: bool, offline: bool, as_json: bool) -> None:
+    """Download a model into the hub's local cache.
+
+    NAME: of `medlite models`. The disk is checked before the first byte, the revision is pinned to its commit, and what
+    arrives is compared with the hub's checksums. Gated models need an account that accepted their licence.
+    """
+    from medlite.catalog import find_model
+    from medlite.cli.display import progress_bar
+    from medlite.hub import check_space, download_checkpoint, hand_fetched, is_offline, parse_repository, pull
+
+    known = find_model(model)
+    if known is not None and not known.repository:
+        show(hand_fetched(known), known.name, "", 0, as_json=as_json)
+        return
+    repository, revision = parse_repository(model)
+    if offline or is_offline():
+        show(download_checkpoint(repository, revision, offline=True), repository, revision or "", 0, as_json=as_json)
+        return
+    remote = wanted_files(repository, revision, recipe)
+    n_bytes = check_space(remote)
+    if dry_run:
+        show_plan(remote, n_bytes, as_json=as_json)
+        return
+    with progress_bar(f"pull {repository}", n_bytes, unit="bytes", quiet=as_json or not n_bytes) as on_bytes:
+        folder = pull(remote, on_bytes)
+    ready = [folder / file.name for file in remote.files if file.name.endswith(".gguf")]
+    show(ready[0] if ready else folder, repository, remote.commit, n_bytes, as_json=as_json)
+
+
+def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "RemoteRepository":
+    """The checkpoint's files, or the GGUF file of a recipe. Raises CheckpointError where there is neither."""
+    from dataclasses import replace
+
+    from medlite.files import format_bytes
+    from medlite.hub import CHECKPOINT_FILES, list_repository
+
+    remote = list_repository(repository, revision, [*CHECKPOINT_FILES, "*.gguf", "*.bin", "*.pth"])
+    by_kind: dict[str, list[RemoteFile]] = {}
+    for file in remote.files:
+        by_kind.setdefault(Path(file.name).suffix, []).append(file)
+    ready = by_kind.get(".gguf", [])
+    if recipe is not None or (ready and ".safetensors" not in by_kind):
+        chosen = [file for file in ready if recipe and recipe.lower() in file.name.lower()]
+        parts = {file.name.rsplit("-of-", 1)[-1] for file in chosen}
+        if not chosen or (len(chosen) > 1 and not all("-of-" in file.name for file in chosen)) or len(parts) > 1:
+            listed = ", ".join(f"{file.name} ({format_bytes(file.n_bytes)})" for file in chosen or ready)
+            raise CheckpointError(f"{repository}: {'several files fit' if chosen else 'choose one of its GGUF files'}",
+                                  hint=f"--recipe, for one of: {listed}" if ready else "it holds no GGUF file")
+        return replace(remote, files=tuple(chosen))
+    if ".safetensors" not in by_kind:
+        pickled = ".bin" in by_kind or ".pth" in by_kind
+        raise CheckpointError(
+            f"{repository}: holds {'pickled weights only, which can run code when read' if pickled else 'no weights'}",
+            hint="convert them to safetensors in a place you trust, then: medlite quantize FOLDER" if pickled else None)
+    return replace(remote, files=tuple(f for f in remote.files if Path(f.name).suffix not in (".gguf", ".bin", ".pth")))
+
+
+def show_plan(remote: "RemoteRepository", n_bytes: int, *, as_json: bool) -> None:
+    """Print what a download would bring."""
+    if as_json:
+        missing = {file.name for file in remote.missing}
+        print_json({"repository": remote.name, "revision": remote.commit, "n_bytes": n_bytes,
+                    "files": [{"name": file.name, "n_bytes": file.n_bytes, "sha256": file.sha256,
+                               "cached": file.name not in missing} for file in remote.files]})
+        return
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    for file in remote.files:
+        stdout.print(f"{format_bytes(file.n_bytes):>9}  {file.name}", soft_wrap=True)
+    stdout.print(f"{format_bytes(n_bytes)} to download of {remote.name}@{remote.commit[:12]}; the disk has room",
+                 soft_wrap=True)
+
+
+def show(path: Path, name: str, commit: str, n_bytes: int, *, as_json: bool) -> None:
+    """Print where the model is and what to do next."""
+    if as_json:
+        print_json({"name": name, "path": str(path), "revision": commit, "n_downloaded_bytes": n_bytes})
+        return
+    from medlite.cli.display import stdout
+    from medlite.files import format_bytes
+
+    at = f"@{commit[:12]}" if commit else ""
+    got = f"{format_bytes(n_bytes)} downloaded" if n_bytes else "was here already"
+    stdout.print(f"[bold]{name}[/bold]{at}: {got}", soft_wrap=True)
+    stdout.print(str(path), soft_wrap=True)
+    following = f"medlite chat {path}" if path.suffix == ".gguf" else f"medlite quantize {path} --recipe Q4_K_M"
+    stdout.print(f"next: {following}", style="dim", soft_wrap=True)
