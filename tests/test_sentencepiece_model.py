@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_vocabularies import gemma_pieces, llama_pieces, pack_piece, pack_sentencepiece
 
@@ -83,6 +83,7 @@ def test_a_file_beyond_the_limit_is_not_parsed(tmp_path: Path, monkeypatch: pyte
         read_sentencepiece(written(tmp_path, GOOD))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, len(GOOD)))
 def test_no_bytes_do_anything_but_parse_or_raise(raw: bytes, at: int) -> None:
     for attempt in (raw, GOOD[:at] + raw + GOOD[at:], GOOD[:at]):
