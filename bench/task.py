@@ -88,6 +88,7 @@ class Task:
     measure: str = "accuracy"
     duplicate_options: str = "error"  # "kept": the published set has such rows, and dropping them would change n
     note: str = ""
+    protocol: str = "letters"  # what `medlite bench` takes where the user names none
 
 
 def samples_sha256(samples: Sequence[Sample]) -> str:

@@ -23,5 +23,6 @@ TASK = Task(
     source="medlite/demo",
     read=read,
     build_prompt=question_letters_answer,
+    protocol="cloze",  # the model answers in words; it never learned to name an option's letter
     note="Says what low bits cost a tiny model; says nothing about medicine.",
 )

@@ -63,10 +63,9 @@ def run_options(function: Any) -> Any:
                      help="Few-shot examples of your own instead of the published ones."),
         click.option("--shots", "n_shots", type=click.IntRange(0), default=0, show_default=True,
                      help="Solved examples before each question."),
-        click.option("--protocol", type=click.Choice(["letters", "cloze", "chat"]), default="letters",
-                     show_default=True,
+        click.option("--protocol", type=click.Choice(["letters", "cloze", "chat"]), default=None,
                      help="letters: likelihood of the option's letter. cloze: of its text, per character. chat: the "
-                          "model's own template, a greedy reply, strictly parsed."),
+                          "model's own template, a greedy reply, strictly parsed. Default: letters; cloze for demo."),
         click.option("--reply-tokens", type=click.IntRange(1), default=64, show_default=True,
                      help="Longest reply of the chat protocol; thinking models need many more."),
         click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
@@ -89,14 +88,16 @@ def run_options(function: Any) -> Any:
     return function
 
 
-def run_settings(options: dict[str, Any]) -> "RunSettings":
-    """The settings among a command's options."""
+def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
+    """The settings among a command's options, for one task: its own protocol where the user names none."""
     from bench.record import RunSettings
+    from bench.tasks import find_task
 
-    names = ("n_shots", "protocol", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points",
+    names = ("n_shots", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points",
              "reply_tokens")
     settings = {name: options[name] for name in names}
     settings["dtype"] = options["dtype"] or ""
+    settings["protocol"] = options["protocol"] or find_task(task).protocol
     if options["exact"]:
         settings["max_tokens"] = 0
     return RunSettings(**settings, measure_speed=not options["no_speed"])
@@ -170,8 +171,9 @@ def run_one(
     from bench.run import run_in_child
 
     with phase_bars(f"{model.stem} {task}", quiet=quiet) as on_progress:
-        return run_in_child(model, task, run_settings(options), data=options["data"], shots_data=options["shots_data"],
-                            out=out, resume=resume, force=force, on_progress=on_progress)
+        return run_in_child(model, task, run_settings(options, task), data=options["data"],
+                            shots_data=options["shots_data"], out=out, resume=resume, force=force,
+                            on_progress=on_progress)
 
 
 @contextmanager
@@ -366,7 +368,7 @@ def sweep_command(
         folder = path.parent / f"{path.stem}-runs"
         for name in names:
             file = out_path(folder, name, several=True)
-            if file and not holds_run(file, path, run_settings(options)):
+            if file and not holds_run(file, path, run_settings(options, name)):
                 run_one(path, name, options, out=file, resume=True, force=True, quiet=quiet)
         folders.append(folder)
     runs = [read_runs(folder) for folder in folders]

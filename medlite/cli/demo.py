@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from bench.record import RunRecord
     from bench.summary import SummaryRow
 
-PROTOCOL = "cloze"  # the embedded model answers in words; it never learned to name an option's letter
 RECIPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
@@ -69,6 +68,7 @@ def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord
     """The record of the artifact at `path`: the kept one if nothing it depends on changed, else a new one."""
     from bench.record import RunSettings
     from bench.run import run_in_child
+    from bench.tasks import demo
     from medlite.cli.display import progress_bar
     from medlite.demo import questions_path
 
@@ -85,7 +85,7 @@ def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord
                 advance(progress.done - n_seen)
                 n_seen = progress.done
 
-        settings = RunSettings(device=device, protocol=PROTOCOL)
+        settings = RunSettings(device=device, protocol=demo.TASK.protocol)
         return run_in_child(path, "demo", settings, out=kept, force=True, on_progress=on_progress)
 
 
@@ -106,7 +106,7 @@ def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
         return None
     stands = (record.artifact.sha256, record.settings.device, record.settings.protocol,
               record.environment.get("medlite"), record.task.dataset_sha256)
-    wanted = (file_sha256(path), device, PROTOCOL, __version__, samples_sha256(demo.read(())))
+    wanted = (file_sha256(path), device, demo.TASK.protocol, __version__, samples_sha256(demo.read(())))
     return record if record.complete and stands == wanted else None
 
 
