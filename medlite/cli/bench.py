@@ -91,13 +91,13 @@ def run_options(function: Any) -> Any:
 def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
     """The settings among a command's options, for one task: its own protocol where the user names none."""
     from bench.record import RunSettings
-    from bench.tasks import find_task
+    from bench.tasks import TASKS
 
     names = ("n_shots", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points",
              "reply_tokens")
     settings = {name: options[name] for name in names}
     settings["dtype"] = options["dtype"] or ""
-    settings["protocol"] = options["protocol"] or find_task(task).protocol
+    settings["protocol"] = options["protocol"] or (TASKS[task].protocol if task in TASKS else "letters")
     if options["exact"]:
         settings["max_tokens"] = 0
     return RunSettings(**settings, measure_speed=not options["no_speed"])
