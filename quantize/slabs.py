@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medlite.errors import CheckpointError
+from medlite.errors import CheckpointError, RecipeError
 from quantize.checkpoint import RowReader
 from quantize.encode import VIEWS, NotFiniteRowError, RowErrors, Rows, encode, measure_errors, to_float32
 from quantize.plan import PlannedTensor, QuantizationPlan
@@ -92,6 +92,8 @@ class SlabEncoder:
             raise CheckpointError(
                 f"{where}: {name} row {slab.first_row + error.row} holds NaN or infinity",
                 hint="the checkpoint is damaged; a quantizer would spread this over the whole block") from error
+        if tensor.info.type.name == "F16" and rows.dtype != "F16":
+            _check_half_range(tensor, data, slab)
         if not self.measure:
             return data, RowErrors(0.0, 0.0, 0, 0.0)
         errors = measure_errors(tensor.info.type, rows, data)
@@ -113,3 +115,11 @@ class SlabEncoder:
         if not transform.moves_only:
             rows = Rows("F32", to_float32(rows))
         return Rows(rows.dtype, transform.apply(rows.values, transform.row_group(plan.checkpoint.config)))
+
+
+def _check_half_range(tensor: PlannedTensor, data: NDArray[np.uint8], slab: Slab) -> None:
+    """Raise RecipeError naming the row of the first weight that float16 cannot hold (it would become infinite)."""
+    infinite = np.isinf(data.view(np.float16)).reshape(slab.n_rows, -1).any(axis=1)
+    if infinite.any():
+        raise RecipeError(f"{tensor.info.name} row {slab.first_row + int(infinite.argmax())} holds a weight beyond "
+                          "65504, the largest in F16", hint="--recipe BF16 holds every weight")

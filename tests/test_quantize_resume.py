@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import bf16, llama_config, llama_tensors, make_llama, write_safetensors
 
-from medlite.errors import CheckpointError, OutputError
+from medlite.errors import CheckpointError, OutputError, RecipeError
 from medlite.files import part_path
 from quantize.checkpoint import open_checkpoint
 from quantize.journal import journal_path
@@ -160,6 +160,15 @@ def test_a_weight_that_is_not_finite_names_tensor_and_row(value: float, folder: 
         with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight row 17 "):
             convert(folder, recipe)
         assert not list(folder.glob("*.gguf*")), recipe
+
+
+def test_a_weight_beyond_float16_is_refused_where_it_would_become_infinite(folder: Path) -> None:
+    tensors = llama_tensors(llama_config(num_hidden_layers=6))
+    tensors["model.layers.1.mlp.down_proj.weight"][9, 3] = 1e6
+    write_safetensors(folder / "model.safetensors", tensors)
+    with pytest.raises(RecipeError, match=r"blk\.1\.ffn_down\.weight row 9 .*65504"):
+        convert(folder, "F16")
+    convert(folder, "BF16")
 
 
 def test_the_receipt_states_the_error_that_a_reader_would_compute(folder: Path) -> None:
