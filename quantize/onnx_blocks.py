@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-BLOCKS = (32, 64, 128)      # what MatMulNBits takes on every device; 16 is for the CPU only and costs 25 % more scales
+BLOCKS = (32, 64, 128)      # what MatMulNBits takes on every device; 16 is for the CPU only
 CHUNK_WEIGHTS = 1 << 17     # searched together: 512 kB of float32, so that the passes stay in a core's cache
+
+LARGEST_WEIGHT = 4e5        # 7 steps of the largest float16 scale; trained weights are below 1000
 
 # Steps by which the range of codes is stretched or shrunk in search of a better scale. Source: the spacing is that
 # of ggml-quants.c, make_qx_quants (0.1 of a code, 19 candidates); every third one loses under 1 % of the gain.
@@ -57,7 +59,7 @@ class Blocks:
 
 
 def encode_rows(values: Floats, layout: BlockFormat) -> Blocks:
-    """`values` (n_rows, row_length) in `layout`; finite, row_length a multiple of the block."""
+    """`values` (n_rows, row_length) in `layout`; within LARGEST_WEIGHT, row_length a multiple of the block."""
     n_rows, row_length = values.shape
     n_blocks = layout.n_blocks(row_length)
     codes = np.empty((n_rows, layout.code_bytes(row_length)), np.uint8)
@@ -103,20 +105,14 @@ def _inverse(scales: Floats) -> Floats:
     return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
 
 
-def _storable(scales: Floats) -> NDArray[np.float16]:
-    """Scales as they are stored; beyond float16's range the largest one."""
-    limit = np.float32(np.finfo(np.float16).max)
-    return np.clip(scales, -limit, limit).astype(np.float16)
-
-
 def _nearest(columns: Floats, layout: BlockFormat) -> _Found:
     """Rounded to the nearest code: at 8 bits a search gains nothing that shows (0.02 dB)."""
     if layout.symmetric:
-        scales = _storable(np.abs(columns).max(axis=0) / np.float32(layout.middle - 1))
+        scales = (np.abs(columns).max(axis=0) / np.float32(layout.middle - 1)).astype(np.float16)
         zeros = np.full(columns.shape[1], layout.middle, np.uint8)
     else:
         low, high = np.minimum(columns.min(axis=0), 0), np.maximum(columns.max(axis=0), 0)
-        scales = _storable((high - low) / np.float32(2 * layout.middle - 1))
+        scales = ((high - low) / np.float32(2 * layout.middle - 1)).astype(np.float16)
         zeros = np.clip(np.rint(-low * _inverse(scales.astype(np.float32))), 0, 2 * layout.middle - 1).astype(np.uint8)
     return _Found(_round(columns, scales, zeros, layout), scales, zeros)
 
@@ -164,7 +160,7 @@ def _search(columns: Floats, layout: BlockFormat) -> _Found:
         np.copyto(best_scale, scale, where=better)
         if not layout.symmetric:
             np.copyto(best_zero, zero, where=better)
-    scales, zeros = _storable(best_scale), best_zero.astype(np.uint8)
+    scales, zeros = best_scale.astype(np.float16), best_zero.astype(np.uint8)
     return _Found(_round(columns, scales, zeros, layout), scales, zeros)
 
 

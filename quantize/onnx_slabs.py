@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medlite.errors import CheckpointError
 from quantize.checkpoint import RowReader
 from quantize.encode import VIEWS, RowErrors, Rows, to_float32
-from quantize.onnx_blocks import Blocks, decode_rows, encode_rows
+from quantize.onnx_blocks import LARGEST_WEIGHT, Blocks, decode_rows, encode_rows
 from quantize.onnx_plan import OnnxPlan, OnnxSlab, OnnxTensor
 
 NO_ERRORS = RowErrors(0.0, 0.0, 0, 0.0)
@@ -37,9 +37,10 @@ class OnnxSlabEncoder:
         self._check_finite(tensor, slab, values)
         if tensor.storage.blocks is None:
             stored = values.astype(np.float16 if tensor.storage.bits == 16 else np.float32)
-            self._check_range(tensor, stored)
+            self._check_range(tensor, bool(np.isfinite(stored).all()))
             pieces, decoded = [stored], stored
         else:
+            self._check_range(tensor, float(np.abs(values).max()) <= LARGEST_WEIGHT)
             blocks = encode_rows(values, tensor.storage.blocks)
             pieces = [part for part in (blocks.codes, blocks.scales, blocks.zero_points) if part is not None]
             decoded = decode_rows(blocks, tensor.storage.blocks, values.shape[1]) if self.measure else values
@@ -83,10 +84,10 @@ class OnnxSlabEncoder:
             raise CheckpointError(f"{where} row {row} holds NaN or infinity",
                                   hint="the checkpoint is damaged; a quantizer would spread this over the whole block")
 
-    def _check_range(self, tensor: OnnxTensor, stored: NDArray[Any]) -> None:
-        if not np.isfinite(stored).all():
-            raise CheckpointError(f"{tensor.name}: a weight is beyond 65504, float16's range",
-                                  hint="--device cpu and --recipe fp32 or q8")
+    def _check_range(self, tensor: OnnxTensor, within: bool) -> None:
+        if not within:
+            raise CheckpointError(f"{tensor.name}: a weight is beyond float16's range, in which {tensor.storage.name} "
+                                  "is stored", hint="--recipe fp32 --device cpu")
 
 
 def row_errors(values: NDArray[np.float32], decoded: NDArray[Any], first_row: int) -> RowErrors:
