@@ -1,11 +1,12 @@
 """Models from the Hugging Face hub, through huggingface_hub's cache and token. The only file that downloads.
 
 Nothing here runs unless the user named a model. Sizes are known and the disk is checked before the first byte, a
-revision is pinned to its commit, an interrupted download resumes, and what arrived is compared with the hub's
-checksums. Offline means that no socket is opened: only the cache is looked at.
+revision is pinned to its commit, a broken connection is taken up where it broke, and what arrived is compared with the
+hub's checksums. After an interrupted run, whole files are kept; huggingface_hub begins an unfinished one again. Offline means that no socket is opened: only the cache is looked at.
 """
 
 import fnmatch
+import importlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from medlite.files import cache_folder, file_sha256, format_bytes
 REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 CHECKPOINT_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*",
                     "*.safetensors", "*.safetensors.index.json", "README.md", "LICENSE*"]
+DEFAULT_REVISION = "main"
 SPARE_BYTES = 1 << 28            # left on the disk after a download
 
 
@@ -36,9 +38,10 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class RemoteRepository:
-    """A hub repository at one commit, and the files of it that are wanted."""
+    """A hub repository at one commit, and the files of it that are wanted. revision: the name that meant the commit."""
 
     name: str
+    revision: str
     commit: str
     files: tuple[RemoteFile, ...]
 
@@ -115,7 +118,7 @@ def list_repository(repository: str, revision: str | None, patterns: Sequence[st
         (RemoteFile(row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "") for row in info.siblings or ()
          if any(fnmatch.fnmatch(row.rfilename, pattern) for pattern in patterns)),
         key=lambda file: (file.n_bytes, file.name)))
-    return RemoteRepository(repository, str(info.sha), files)
+    return RemoteRepository(repository, revision or DEFAULT_REVISION, str(info.sha), files)
 
 
 def check_space(remote: RemoteRepository) -> int:
@@ -144,6 +147,7 @@ def pull(remote: RemoteRepository, on_bytes: Callable[[int], None] | None = None
     for file in remote.files:
         if not _is_cached(remote, file):
             path = _download(remote, file, on_bytes or (lambda n: None))
+    _remember_revision(remote)
     return path.parents[file.name.count("/")] if path else _cached_path(remote, remote.files[0]).parent
 
 
@@ -166,11 +170,25 @@ def _download(remote: RemoteRepository, file: RemoteFile, on_bytes: Callable[[in
     return path
 
 
+def _remember_revision(remote: RemoteRepository) -> None:
+    """Let the cache know which commit the revision's name means, so that offline the name is enough.
+
+    huggingface_hub does so itself when it is given the name; it is given the commit, which cannot move meanwhile.
+    Source: huggingface_hub file_download.py, _cache_commit_hash_for_specific_revision.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if remote.revision == remote.commit:
+        return
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=remote.name, repo_type="model") / "refs"
+    (folder / remote.revision).parent.mkdir(parents=True, exist_ok=True)
+    (folder / remote.revision).write_text(remote.commit)
+
+
 def _ticker(on_bytes: Callable[[int], None]) -> Any:
     """A class that huggingface_hub takes for its progress bar, and that draws nothing."""
-    import huggingface_hub.utils
-
-    bar: Any = vars(huggingface_hub.utils)["tqdm"]
+    bar: Any = importlib.import_module("huggingface_hub.utils.tqdm").tqdm
 
     class Ticker(bar):  # type: ignore[misc]
         n_heard = 0
@@ -200,17 +218,19 @@ def _is_cached(remote: RemoteRepository, file: RemoteFile) -> bool:
 
 
 def download_checkpoint(repository: str, revision: str | None, *, offline: bool) -> Path:
-    """The local snapshot of a checkpoint; disk is checked first. huggingface_hub resumes and shows progress."""
+    """The local snapshot of a checkpoint; disk is checked first. huggingface_hub shows progress."""
     from huggingface_hub import snapshot_download
 
     offline = offline or is_offline()
-    if not offline:
-        remote = list_repository(repository, revision, CHECKPOINT_FILES)
+    remote = None if offline else list_repository(repository, revision, CHECKPOINT_FILES)
+    if remote is not None:
         check_space(remote)
-        revision = remote.commit
     with _hub_errors(repository, revision, offline=offline):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=CHECKPOINT_FILES,
-                                      local_files_only=offline))
+        folder = Path(snapshot_download(repository, revision=remote.commit if remote else revision,
+                                        allow_patterns=CHECKPOINT_FILES, local_files_only=offline))
+    if remote is not None:
+        _remember_revision(remote)
+    return folder
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -265,4 +285,4 @@ def _hub_errors(repository: str, revision: str | None, *, offline: bool = False)
         raise CheckpointError(f"{repository}: no hub repository's name: {error}") from error
     except (errors.HfHubHTTPError, http_error, OSError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{repository}: {said}", hint="run again: it resumes") from error
+        raise CheckpointError(f"{repository}: {said}", hint="run again: files that are whole are kept") from error

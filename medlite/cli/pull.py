@@ -19,7 +19,7 @@ Examples:
   medlite pull qvac/MedPsy-4B-GGUF --recipe Q4_K_M
   medlite pull llama3.1-70b-instruct --dry-run
 
-Run the same command again to continue a download that broke off.""")
+Run again after an interruption: files that are whole are kept.""")
 @click.argument("model", metavar="NAME|REPO[@REVISION]")
 @click.option("--recipe", help="Of a repository of GGUF files: which one.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and whether the disk has room.")
