@@ -15,8 +15,10 @@ from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest
 from medlite.engines.llamacpp import N_BATCH, LlamaCppEngine
 from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
 
-# Logits are of order 1 to 4; matrix products of another batch size round differently. A wrong token moves them by 0.1.
-TOLERANCE = 3e-3
+# Logits are of order 1 to 4, and a wrong token moves them by more than 0.1. Matrix products of another batch size round
+# differently, and on the CPU flash attention sums a few rows' values in half precision (ggml-cpu/ops.cpp,
+# flash_attn_ext_f16_one_chunk) but many rows' in single precision, so reading token by token differs by more.
+TOLERANCE = 0.03
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +339,6 @@ def test_context_and_threads_are_as_asked_or_from_the_model(tiny: Path) -> None:
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_a_quantized_cache_answers_nearly_the_same(tiny: Path, engine: LlamaCppEngine, kv_type: str) -> None:
     with open_engine(tiny, device="cpu", n_threads=1, kv_type=kv_type) as small:  # type: ignore[attr-defined]
-        assert small.info.settings["flash_attention"] == "on"  # llama.cpp needs it there
         assert small.memory.kv_cache < 0.6 * engine.memory.kv_cache
         rows = next(small.logits([LogitsRequest(PREFIX, tuple(range(40)))]))
     assert np.abs(rows - one_by_one(engine, PREFIX)).max() < {"q8_0": 0.1, "q4_0": 1.0}[kv_type]

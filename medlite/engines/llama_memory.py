@@ -31,7 +31,6 @@ DEFAULT_CONTEXT_LIMIT = 32768    # more is taken when asked for; a KV cache is w
 DEFAULT_CONTEXT_SHARE = 0.25     # of the memory that the weights leave free
 RESERVE_BYTES = 256 << 20        # left to the system
 LOGITS_BUFFER_BYTES = 64 << 20   # bounds the rows of logits that one decode may return
-SCORES_BUFFER_BYTES = 256 << 20  # attention scores that may be held whole, see flash_attention
 
 
 @dataclass(frozen=True)
@@ -126,32 +125,16 @@ def max_outputs(n_vocab: int, n_batch: int) -> int:
     return max(MAX_SEQUENCES, min(n_batch, LOGITS_BUFFER_BYTES // (4 * n_vocab)))
 
 
-def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int, *, flash: bool) -> int:
+def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
     """Scratch of one batch, and the rows of logits that it returns.
 
-    Buffers that are not needed at once share their place, so the widest of them counts: attention scores (unless
-    flash attention spares them), the feed-forward pair, the logits; beside it a few rows of the hidden size and the
-    attention mask. Measured on Llama shapes: tests/test_llama_memory.py.
+    Buffers that are not needed at once share their place, so the wider of the feed-forward pair and the logits
+    counts; beside it a few rows of the hidden size and the attention mask in half precision. Flash attention spares
+    the attention scores. Measured on Llama shapes: tests/test_llama_memory.py.
     """
     logits = 4 * max_outputs(shape.n_vocab, n_batch) * shape.n_vocab
-    widest = max(0 if flash else scores_bytes(shape, n_batch, n_cells), 2 * 4 * n_batch * shape.n_ff, logits)
-    mask = (2 if flash else 4) * n_batch * n_cells  # half precision for flash attention
-    return widest + 5 * 4 * n_batch * shape.n_embd + mask + logits
-
-
-def scores_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
-    """The attention scores of one layer for one batch, which plain attention holds and flash attention does not."""
-    return 4 * shape.n_head * n_batch * n_cells
-
-
-def flash_attention(shape: ModelShape, kv_type: str, n_batch: int, n_cells: int, *, on_gpu: bool) -> bool:
-    """Whether to use flash attention: where it is needed, not wherever it runs.
-
-    On the CPU it sums values in half precision when it reads few tokens (ggml-cpu/ops.cpp), so logits depend on how
-    requests were batched by up to 0.01 instead of 0.0005: noise that hides the loss of an 8-bit recipe. It is needed
-    for a quantized cache, on the GPU, and where the scores of a long context would not fit.
-    """
-    return on_gpu or kv_type != "f16" or scores_bytes(shape, n_batch, n_cells) > SCORES_BUFFER_BYTES
+    widest = max(2 * 4 * n_batch * shape.n_ff, logits)
+    return widest + 5 * 4 * n_batch * shape.n_embd + 2 * n_batch * n_cells + logits
 
 
 def n_cells_for(n_context: int, n_batch: int) -> int:
@@ -163,10 +146,9 @@ def n_cells_for(n_context: int, n_batch: int) -> int:
 def estimate(shape: ModelShape, n_context: int, kv_type: str, n_batch: int) -> MemoryEstimate:
     """What a load with these settings will take."""
     n_cells = n_cells_for(n_context, n_batch)
-    flash = flash_attention(shape, kv_type, n_batch, n_cells, on_gpu=False)
     return MemoryEstimate(weights=shape.n_weight_bytes, repacked=shape.n_repacked_bytes,
                           kv_cache=n_cells * kv_bytes_per_token(shape, kv_type),
-                          compute=compute_bytes(shape, n_batch, n_cells, flash=flash))
+                          compute=compute_bytes(shape, n_batch, n_cells))
 
 
 def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_bytes: int, n_batch: int) -> int:

@@ -341,16 +341,12 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
     if n_threads is not None and n_threads < 1:
         raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     header = read_header(path)
-    shape = llama_memory.read_shape(header)
-    placement = _place(shape, device, n_context, kv_type)
+    placement = _place(llama_memory.read_shape(header), device, n_context, kv_type)
     model = llama_native.Model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
-    n_cells = llama_memory.n_cells_for(placement.n_context, N_BATCH)
     settings = llama_native.ContextSettings(
-        n_cells=n_cells, n_batch=N_BATCH,
+        n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH), n_batch=N_BATCH,
         n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),
-        n_threads=n_threads or physical_cores(), kv_type=kv_type,
-        flash_attention=llama_memory.flash_attention(shape, kv_type, N_BATCH, n_cells,
-                                                     on_gpu=placement.n_gpu_layers > 0))
+        n_threads=n_threads or physical_cores(), kv_type=kv_type)
     try:
         context = llama_native.Context(model, settings)
     except BaseException:
@@ -361,8 +357,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         device=placement.choice.device, device_name=placement.choice.device_name,
         model_name=str(header.get("general.name") or path.stem), n_vocab=model.n_vocab, n_context=placement.n_context,
         n_threads=settings.n_threads, load_seconds=time.perf_counter() - started, n_gpu_layers=placement.n_gpu_layers,
-        settings={"kv_type": kv_type, "n_batch": str(N_BATCH),
-                  "flash_attention": "on" if settings.flash_attention else "off"},
+        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
         buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
     return LlamaCppEngine(model, context, info, placement.memory, settings)
