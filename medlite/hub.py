@@ -2,7 +2,8 @@
 
 Nothing here runs unless the user named a model. Sizes are known and the disk is checked before the first byte, a
 revision is pinned to its commit, a broken connection is taken up where it broke, and what arrived is compared with the
-hub's checksums. After an interrupted run, whole files are kept; huggingface_hub begins an unfinished one again. Offline means that no socket is opened: only the cache is looked at.
+hub's checksums. After an interrupted run, whole files are kept; huggingface_hub begins an unfinished one again.
+Offline means that no socket is opened: only the cache is looked at.
 """
 
 import fnmatch
