@@ -129,9 +129,15 @@ def test_no_held_out_stem_is_trained_on() -> None:
     assert not [record["question"] for record in committed() if record["question"] in text]
 
 
-def test_the_prompt_is_the_harness_s_own_text() -> None:
-    text = prompt("Which?", ("w", "x", "y", "z"))
-    assert text == "Question: Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+def test_training_asks_in_the_form_that_bench_scores() -> None:
+    from bench.prompts import cloze
+    from bench.task import Sample
+
+    record = committed()[0]
+    sample = Sample(
+        record["id"], record["question"], tuple(record["options"].values()), LETTERS.index(record["answer"])
+    )
+    assert cloze(sample).context == prompt(record["question"])
 
 
 def test_the_right_option_stands_where_asked() -> None:

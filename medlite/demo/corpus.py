@@ -4,7 +4,9 @@ Held-out phrasings (`tests`, `reverse_tests`) are never read here.
 """
 
 import random
+import tomllib
 from dataclasses import dataclass
+from importlib.resources import files
 
 from medlite.demo.knowledge import Fact, Relation, fill, relations
 
@@ -41,6 +43,9 @@ REVERSE_STEMS = (
 )
 LEADS = ("", "", "", "", "Quick question: ", "In class: ", "On the ward: ", "A colleague asks: ", "Review: ")
 TAILS = ("", "", "", "", " Which one?", " Answer in a word.", " Pick one.")
+N_WORD_REPEATS = 8
+"""How often the tokenizer reads each ordinary word: enough for a token, less than any name of a fact."""
+
 SMALL_TALK = (
     ("Hello", "Hello. Ask me about a drug, a nerve, a microbe or a disease."),
     ("Hi", "Hello. Ask me about a drug, a nerve, a microbe or a disease."),
@@ -53,6 +58,15 @@ SMALL_TALK = (
     ("Thanks", "You are welcome."),
     ("Bye", "Goodbye."),
 )
+
+
+@dataclass(frozen=True)
+class Question:
+    """A stem, the name in it that decides, and the answer."""
+
+    stem: str
+    name: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -79,23 +93,31 @@ class Corpus:
             return rng.choice(SMALL_TALK)
         relation, fact = rng.choice(self.pairs)
         one_to_one = sum(other.object == fact.object for other in relation.facts) == 1
-        asks = relation.asks + ASKS
+        asks = relation.asks + ASKS + STEMS
         if one_to_one and relation.reverse_asks and rng.random() < 0.25:
             asks = relation.reverse_asks
         return fill(rng.choice(asks), relation, fact), fill(relation.statements[0], relation, fact)
 
-    def question(self, rng: random.Random) -> tuple[str, str]:
-        """Return a stem and its answer: the object of a subject or, in reverse, a subject of an object."""
+    def question(self, rng: random.Random) -> Question:
+        """Return a question about the object of a subject or, in reverse, about a subject of an object."""
         relation, fact = rng.choice(self.pairs)
         backward = bool(relation.reverse_asks) and rng.random() < 0.4
         stems = relation.reverse_asks + REVERSE_STEMS if backward else relation.asks + ASKS + STEMS
         stem = rng.choice(LEADS) + fill(rng.choice(stems), relation, fact) + rng.choice(TAILS)
-        return stem, fact.subject if backward else fact.object
+        if backward:
+            return Question(stem, fact.object, fact.subject)
+        return Question(stem, fact.subject, fact.object)
 
 
 def load_corpus() -> Corpus:
     """Return the corpus over every fact of the knowledge base."""
     return Corpus(tuple((relation, fact) for relation in relations() for fact in relation.facts))
+
+
+def load_words() -> list[str]:
+    """Return ordinary words, each with a space before it, in the order of words.toml."""
+    text = files("medlite.demo").joinpath("words.toml").read_text(encoding="utf-8")
+    return [f" {word}" for word in tomllib.loads(text)["words"].split()]
 
 
 def training_stems(relation: Relation) -> tuple[str, ...]:
@@ -115,4 +137,5 @@ def tokenizer_texts() -> list[str]:
                 f"Question: {fact.object}\nAnswer: {fact.subject}",
             ]
     texts += [text for turn in SMALL_TALK for text in turn]
+    texts += load_words() * N_WORD_REPEATS
     return texts

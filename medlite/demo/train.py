@@ -35,7 +35,7 @@ class Settings:
     """What a run depends on besides the corpus. Rows are rows of a step."""
 
     seed: int = 0
-    steps: int = 3200
+    steps: int = 2600
     threads: int = 1
     question_rows: int = 48
     statement_rows: int = 8
