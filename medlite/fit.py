@@ -27,7 +27,7 @@ STANDARD_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
 USED_TOKENS = 1024               # in the cache while a decode speed is predicted
 
 # What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit.
-RUNTIME_BYTES = 50 << 20
+RUNTIME_BYTES = 45 << 20
 
 GEMMA3_PATTERN = 6               # every sixth layer sees all tokens (llama.cpp src/models/gemma3.cpp, set_swa_pattern)
 
