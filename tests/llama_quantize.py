@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,19 @@ def llama_quantize(
     """Quantize the GGUF file `source` into `target` as llama-quantize does."""
     import llama_cpp.llama_cpp as api
 
+    previous, previous_data = api.llama_log_callback(), ctypes.c_void_p()
+    api.llama_log_get(ctypes.byref(previous), ctypes.byref(previous_data))
     api.llama_log_set(_quiet, None)
+    try:
+        _quantize(api, source, target, file_type, importance, overrides)
+    finally:
+        api.llama_log_set(previous, previous_data)
+
+
+def _quantize(
+    api: Any, source: Path, target: Path, file_type: int, importance: Mapping[str, np.ndarray] | None,
+    overrides: tuple[tuple[str, int], ...],
+) -> None:
     params = api.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 2
     if importance is not None:
