@@ -21,7 +21,7 @@ class OnnxFacts:
     """medlite.json. kv_type: of the key-value cache. end_tokens: ids that end a turn.
 
     long_rope_from: tokens beyond which another rotary table rules, 0 without one. shared_cache: the graph writes the
-    key-value cache in place (GroupQueryAttention); else each run returns a longer one (exported by optimum).
+    key-value cache in place (GroupQueryAttention); else each run returns a longer one (graphs of other exporters).
     """
 
     name: str

@@ -102,7 +102,7 @@ def read_decoder(plan: QuantizationPlan) -> Decoder:
     family, config = plan.architecture.gguf_name, plan.checkpoint.config
     if family not in FAMILIES:
         raise CheckpointError(f"config.json: {plan.architecture.hf_name} has no ONNX graph",
-                              hint=f"known to --format onnx: {', '.join(FAMILIES)}; or --exporter optimum")
+                              hint=f"known to --format onnx: {', '.join(FAMILIES)}; --format gguf may know it")
     facts = {key.removeprefix(f"{family}."): value.value for key, value in plan.metadata.items()
              if key.startswith(f"{family}.")}
     shapes = {tensor.info.name: tensor.info.shape for tensor in plan.tensors}
