@@ -119,6 +119,6 @@ def show(rows: "Sequence[SummaryRow]", paths: Sequence[Path]) -> None:
     stdout.print(f"{rows[0].n_samples:,} questions, one model of a few hundred facts: it shows the method and says "
                  "nothing about medicine.", style="dim")
     stdout.print("\nNext:")
-    stdout.print("  medlite chat demo                                 ask it: What class of drug is metformin?")
-    stdout.print("  medlite quantize ./YOUR-MODEL --recipe Q4_K_M     the same on a model of your own")
+    stdout.print("  medlite chat demo                  ask it: What class of drug is metformin?")
+    stdout.print("  medlite bench sweep ./YOUR-MODEL   the same on a model of your own")
     stdout.print(f"\nThe files are in {paths[0].parent}", style="dim", soft_wrap=True)
