@@ -81,9 +81,9 @@ class Corpus:
         return fill(rng.choice(relation.statements + STATEMENTS), relation, fact)
 
     def dialogue(self, rng: random.Random) -> list[dict[str, str]]:
-        """Return one to three question and answer turns as chat messages."""
+        """Return one or two question and answer turns as chat messages."""
         messages = []
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(rng.choice((1, 1, 1, 2))):
             ask, reply = self._turn(rng)
             messages += [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}]
         return messages

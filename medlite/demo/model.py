@@ -19,8 +19,8 @@ class Shape:
 
     n_vocab: int = 4096
     n_embd: int = 256
-    n_ffn: int = 768
-    n_layer: int = 5
+    n_ffn: int = 256
+    n_layer: int = 4
     n_head: int = 4
     n_head_kv: int = 2
     head_dim: int = 64
@@ -30,7 +30,7 @@ class Shape:
 
 
 def weight_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor by its name; the output head is the tied embedding."""
+    """Return the shape of every tensor by its name; the output head has weights of its own."""
     n_q, n_kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.n_vocab, shape.n_embd)}
     for layer in range(shape.n_layer):
@@ -47,6 +47,7 @@ def weight_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         }
         shapes |= {f"model.layers.{layer}.{name}.weight": size for name, size in own.items()}
     shapes["model.norm.weight"] = (shape.n_embd,)
+    shapes["lm_head.weight"] = (shape.n_vocab, shape.n_embd)
     return shapes
 
 
@@ -126,4 +127,4 @@ def hidden_states(weights: Weights, shape: Shape, tokens: Tensor) -> Tensor:
 
 def logits_at(weights: Weights, states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return logits, (n, n_vocab), of the n positions (rows[i], columns[i]); only those are computed."""
-    return functional.linear(states[rows, columns], weights["model.embed_tokens.weight"]).float()
+    return functional.linear(states[rows, columns], weights["lm_head.weight"]).float()

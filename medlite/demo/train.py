@@ -35,11 +35,11 @@ class Settings:
     """What a run depends on besides the corpus. Rows are rows of a step."""
 
     seed: int = 0
-    steps: int = 2600
+    steps: int = 1200
     threads: int = 1
     question_rows: int = 48
-    statement_rows: int = 8
-    chat_rows: int = 5
+    statement_rows: int = 6
+    chat_rows: int = 16
     peak_rate: float = 2e-3
     last_rate: float = 2e-5
     warmup_steps: int = 150
@@ -85,13 +85,13 @@ def cloze_accuracy(weights: "Weights", shape: "Shape", tokenizer: "Tokenizer", r
 
 
 def _draw(corpus: Corpus, tokenizer: "Tokenizer", rng: random.Random, settings: Settings) -> "list[list[Batch]]":
-    """Return the batches of questions and the batches of text of one step."""
+    """Return the batches of questions, of statements and of dialogues of one step."""
     from medlite.demo.batches import chat_row, question_row, stack_by_length, statement_row
 
     questions = [question_row(corpus, tokenizer, rng) for _ in range(settings.question_rows)]
-    texts = [statement_row(corpus, tokenizer, rng) for _ in range(settings.statement_rows)]
-    texts += [chat_row(corpus, tokenizer, rng) for _ in range(settings.chat_rows)]
-    return [stack_by_length(questions, 2), stack_by_length(texts, 2)]
+    statements = [statement_row(corpus, tokenizer, rng) for _ in range(settings.statement_rows)]
+    chats = [chat_row(corpus, tokenizer, rng) for _ in range(settings.chat_rows)]
+    return [stack_by_length(questions, 2), stack_by_length(statements, 1), stack_by_length(chats, 2)]
 
 
 def _add_gradients(weights: "Weights", shape: "Shape", batches: "list[Batch]") -> float:
@@ -126,7 +126,7 @@ def train(settings: Settings, shape: "Shape", tokenizer: "Tokenizer", records: l
     norms = [weight for weight in weights.values() if weight.dim() == 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
-    started, sums = time.monotonic(), [0.0, 0.0]
+    started, sums = time.monotonic(), [0.0, 0.0, 0.0]
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
@@ -136,12 +136,13 @@ def train(settings: Settings, shape: "Shape", tokenizer: "Tokenizer", records: l
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 50 == 0:
-            line = f"step {step + 1}/{settings.steps}  question loss {sums[0] / 50:.3f}  text loss {sums[1] / 50:.3f}"
+            line = f"step {step + 1}/{settings.steps}  loss: questions {sums[0] / 50:.3f}"
+            line += f"  statements {sums[1] / 50:.3f}  dialogues {sums[2] / 50:.3f}"
             if (step + 1) % 250 == 0:
                 watched = cloze_accuracy(weights, shape, tokenizer, records[:N_WATCHED])
                 line += f"  accuracy on {N_WATCHED} questions {watched:.3f}"
             print(f"{line}  {time.monotonic() - started:.0f} s", flush=True)
-            sums = [0.0, 0.0]
+            sums = [0.0, 0.0, 0.0]
     return weights
 
 
@@ -171,7 +172,7 @@ def write_model(folder: Path, weights: "Weights", shape: "Shape", tokenizer: "To
         "rms_norm_eps": shape.norm_eps,
         "rope_scaling": None,
         "rope_theta": shape.rope_theta,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
         "vocab_size": shape.n_vocab,
     }
