@@ -177,7 +177,9 @@ def test_the_checkpoint_s_tensors_match_its_config() -> None:
     header = json.loads(data[8 : 8 + n_header])
     assert header.pop("__metadata__") == {"format": "pt"}
     assert {entry["dtype"] for entry in header.values()} == {"BF16"}
-    assert len(header) == 2 + 9 * config["num_hidden_layers"]
+    assert not config["tie_word_embeddings"]
+    assert len(header) == 3 + 9 * config["num_hidden_layers"]
+    assert header["lm_head.weight"]["shape"] == header["model.embed_tokens.weight"]["shape"]
     n_embd, n_ffn = config["hidden_size"], config["intermediate_size"]
     assert header["model.embed_tokens.weight"]["shape"] == [config["vocab_size"], n_embd]
     assert header["model.layers.0.mlp.down_proj.weight"]["shape"] == [n_embd, n_ffn]
