@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medlite.demo.model import Shape, Weights
 
 N_WATCHED = 300
-"""Questions scored while training, to watch it; neither the weights kept nor the number of steps depends on them."""
+"""Questions scored while training, to watch it. No weights are chosen by them; what else was, the README tells."""
 
 
 @dataclass(frozen=True)
