@@ -1,13 +1,54 @@
-"""The artifacts of a sweep: one checkpoint at several recipes, quantized in one pass where they are missing."""
+"""`medlite bench sweep`: one checkpoint at several recipes, quantized in one pass, measured, compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from medlite.cli.bench_compare import show_report
+from medlite.cli.bench_run import out_path, run_one, run_options, run_settings, wanted_tasks
 from medlite.errors import RecipeError, RecordError
 
 if TYPE_CHECKING:
     from bench.record import RunSettings
+
+
+@click.command("sweep", epilog="""\b
+Examples:
+  medlite bench sweep demo --report report.html
+  medlite bench sweep ./Llama-3.2-1B-Instruct --recipes BF16,Q8_0,Q4_K_M --task medqa --report report.html
+  medlite bench sweep ./Med42-8B --task medical --limit 500 --out sweep/
+
+What is finished already is kept, so a sweep that was stopped goes on when the same command is run again.""")
+@click.argument("source")
+@click.option("--recipes", default="BF16,Q8_0,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K", show_default=True, metavar="NAME,...",
+              help="The first one is the baseline.")
+@run_options
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for artifacts and records. Default: NAME-sweep.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write .html, .md or .json.")
+@click.option("--format", "form", type=click.Choice(["table", "md", "json", "html"]), default="table",
+              show_default=True, help="What to print.")
+def command(
+    source: str, recipes: str, out: Path | None, report: Path | None, form: str, **options: Any,
+) -> None:
+    """Quantize SOURCE at several recipes, measure each, compare with the first. SOURCE: a checkpoint, or demo."""
+    from bench.reports import Report
+    from bench.runs import compare_runs, read_runs
+
+    quiet = form != "table"
+    names = wanted_tasks(options)
+    artifacts = make_artifacts(source, [r.strip() for r in recipes.split(",") if r.strip()], out, quiet=quiet)
+    folders = []
+    for path in artifacts:
+        folder = path.parent / f"{path.stem}-runs"
+        for name in names:
+            file = out_path(folder, name, several=True)
+            if file and not holds_run(file, path, run_settings(options, name)):
+                run_one(path, name, options, out=file, resume=True, force=True, quiet=quiet)
+        folders.append(folder)
+    runs = [read_runs(folder) for folder in folders]
+    show_report(Report(compare_runs(runs[0], runs[1:], margin_points=options["margin_points"])), report, form)
 
 
 def make_artifacts(source: str, recipes: Sequence[str], out: Path | None, *, quiet: bool) -> list[Path]:
