@@ -12,7 +12,8 @@ from tiny_gguf import N_CONTEXT, write_tiny_gguf
 from medlite.devices import process_memory
 from medlite.engines import open_engine
 from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest
-from medlite.engines.llamacpp import N_BATCH, LlamaCppEngine
+from medlite.engines.llama_sequence import N_BATCH
+from medlite.engines.llamacpp import LlamaCppEngine
 from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
 
 # Logits are of order 1 to 4, and a wrong token moves them by more than 0.1. Matrix products of another batch size round
@@ -48,13 +49,12 @@ def last(tokens: tuple[int, ...]) -> LogitsRequest:
 
 def one_by_one(engine: LlamaCppEngine, tokens: tuple[int, ...]) -> Logits:
     """The oracle: each token in a decode of its own, its logits read after it. (n_tokens, n_vocab)."""
-    engine._forget()
+    engine._resident.forget()
     rows = []
-    engine._batch.fill([0], np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.bool_))
     for token in tokens:
-        engine._read_token(token)
+        engine._resident.read([token])
         rows.append(engine._context.logits_at(0).copy())
-    engine._forget()
+    engine._resident.forget()
     return np.stack(rows)
 
 
@@ -201,8 +201,18 @@ def test_a_second_turn_does_not_read_the_first_again(engine: LlamaCppEngine) -> 
     before = engine.n_tokens_read
     second = [step.token for step in engine.generate(turn, GenerationSettings(max_tokens=1))]
     assert engine.n_tokens_read - before == 21  # the reply's last token was never read
-    engine._forget()
+    engine._resident.forget()
     assert second == [step.token for step in engine.generate(turn, GenerationSettings(max_tokens=1))]
+
+
+def test_the_reading_of_a_prompt_is_told_after_each_batch(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    with open_tiny(write_tiny_gguf(tmp_path / "wide.gguf", n_context=4 * N_BATCH)) as wide:
+        prompt = random_tokens(2 * N_BATCH + 37)
+        list(wide.generate(prompt, GenerationSettings(max_tokens=1), lambda *counts: told.append(counts)))
+        list(wide.generate((*prompt, 1, 2), GenerationSettings(max_tokens=1), lambda *counts: told.append(counts)))
+    n = len(prompt)
+    assert told == [(0, n), (N_BATCH, n), (2 * N_BATCH, n), (n, n), (0, 2), (2, 2)]
 
 
 def test_a_prompt_longer_than_a_batch_is_read_in_pieces(engine: LlamaCppEngine, tmp_path: Path) -> None:
@@ -271,7 +281,7 @@ def test_cancel_from_another_thread_ends_the_text(engine: LlamaCppEngine) -> Non
 def test_ctrl_c_while_the_prompt_is_read_leaves_a_whole_cache(engine: LlamaCppEngine) -> None:
     import _thread
 
-    engine._forget()
+    engine._resident.forget()
     list(engine.generate(PREFIX, GenerationSettings(max_tokens=1)))
     asked = []
     original = engine._context.abort_when
@@ -290,7 +300,7 @@ def test_ctrl_c_while_the_prompt_is_read_leaves_a_whole_cache(engine: LlamaCppEn
             list(engine.generate(PREFIX + random_tokens(400), GenerationSettings()))
     finally:
         engine._context.abort_when = original  # type: ignore[method-assign]
-    assert engine._context.length(0) == len(engine._resident) == len(PREFIX)
+    assert engine._context.length(0) == len(engine._resident.tokens) == len(PREFIX)
     tokens = PREFIX + random_tokens(3, seed=8)
     (step,) = engine.generate(tokens, GenerationSettings(max_tokens=1))
     assert step.token == int(one_by_one(engine, tokens)[-1].argmax())

@@ -17,7 +17,9 @@ from medlite.engines.engine import (
     GenerationSettings,
     Logits,
     LogitsRequest,
+    OnPrompt,
 )
+from medlite.engines.requests import refuse_grammar
 from medlite.engines.sampler import Sampler
 from medlite.engines.text_stream import TextStream
 from medlite.errors import ContextError, EngineError
@@ -86,18 +88,23 @@ class ToyEngine:
             self.n_decoded += len(request.tokens)
             yield np.stack([self._row(request.tokens[: at + 1]) for at in request.positions])
 
-    def generate(self, tokens: Sequence[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def generate(self, tokens: Sequence[int], settings: GenerationSettings,
+                 on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
         self._check_open()
+        refuse_grammar(settings, self.info.engine)
         if len(tokens) >= self.info.n_context:
             raise ContextError(f"{len(tokens)} tokens, the context holds {self.info.n_context}",
                                hint="shorten the prompt")
-        return self._generate(list(tokens), settings)
+        return self._generate(list(tokens), settings, on_prompt or (lambda _read, _total: None))
 
-    def _generate(self, tokens: list[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], settings: GenerationSettings,
+                  on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
         n_shared = 0
         while n_shared < min(len(tokens), len(self._resident)) and tokens[n_shared] == self._resident[n_shared]:
             n_shared += 1
+        on_prompt(0, len(tokens) - n_shared)
         self.n_decoded += len(tokens) - n_shared
+        on_prompt(len(tokens) - n_shared, len(tokens) - n_shared)
         self._resident = tokens
         sampler, stream = Sampler(settings, tokens), TextStream(settings.stop)
         n_left = min(settings.max_tokens, self.info.n_context - len(tokens))

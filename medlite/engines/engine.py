@@ -4,7 +4,7 @@ An engine is a plain object that satisfies `Engine`; nothing inherits from it. S
 engine: it returns raw logits, and `bench.scoring` turns them into log-probabilities for every engine alike.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+# Hears how many of a prompt's new tokens are read, and how many there are: (0, n) first, then after each batch.
+OnPrompt = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class LogitsRequest:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How the next token is chosen. temperature 0 is greedy and deterministic."""
+    """How the next token is chosen. temperature 0 is greedy and deterministic.
+
+    grammar: GBNF text that the reply must follow, whose rule `root` is the whole reply; None leaves it free.
+    """
 
     max_tokens: int = 512
     temperature: float = 0.0
@@ -57,6 +62,7 @@ class GenerationSettings:
     repeat_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    grammar: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,12 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, tokens: Sequence[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def generate(self, tokens: Sequence[int], settings: GenerationSettings,
+                 on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
         """Tokens one by one. What `tokens` shares with the previous call's sequence is not read again.
 
-        Closing the iterator cancels. Raises ContextError if the prompt leaves no room for one token.
+        Closing the iterator cancels. Raises ContextError if the prompt leaves no room for one token, EngineError for
+        a grammar that is wrong, or that this engine cannot hold a reply to.
         """
         ...
 

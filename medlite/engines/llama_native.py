@@ -284,3 +284,9 @@ class Batch:
             self.n_sequences[:n] = members[:, 1] - members[:, 0]
             self.sequences[:n] = self._ids.ctypes.data + members[:, 0].astype(np.uintp) * self._ids.itemsize
         self.struct.n_tokens = n
+
+    def fill_one(self, token: int, position: int) -> None:
+        """One token of sequence 0, its logits wanted: what `fill` does, in a microsecond."""
+        self.tokens[0], self.positions[0], self.wanted[0] = token, position, True
+        self.n_sequences[0], self.sequences[0] = 1, self._ids.ctypes.data
+        self.struct.n_tokens = 1

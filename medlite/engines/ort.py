@@ -5,7 +5,6 @@ they share, or, where they share little, side by side padded on the right; only 
 """
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +14,24 @@ import numpy as np
 
 from medlite.devices import available_memory, physical_cores
 from medlite.engines import ort_session, prefix
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest
+from medlite.engines.access import Access
+from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
 from medlite.engines.folder_tokenizer import FolderTokenizer
+from medlite.engines.reply import Reply
+from medlite.engines.requests import (
+    WINDOW_BYTES,
+    check_logits_request,
+    checked_prompt,
+    checked_token,
+    refuse_grammar,
+    windows,
+)
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
-from medlite.engines.text_stream import TextStream
-from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
+from medlite.errors import ArtifactError, EngineError, MemoryShortError
 from medlite.files import format_bytes
 from medlite.onnx_format import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
 
 N_BATCH = 512                        # tokens of one run; bounds its activations
-WINDOW_REQUESTS = 64                 # requests planned together
-WINDOW_BYTES = 256 << 20             # of logits that one window or one run may hold
 SHARED_WORTH_IT = 4                  # sequences are chained if they share at least one token in this many
 MAX_BATCH = 16
 DEFAULT_CONTEXT_LIMIT = 32768
@@ -49,9 +55,7 @@ class OrtEngine:
         self._facts, self._tokenizer = facts, tokenizer
         self._decoder: ort_session.CachedDecoder | None = ort_session.CachedDecoder(opened, facts, info.n_context)
         self._resident: list[int] = []
-        self._lock = threading.Lock()
-        self._holder: int | None = None
-        self._cancelled = threading.Event()
+        self._access = Access()
         self._end_tokens = frozenset(facts.end_tokens)
         self.n_tokens_read = 0
 
@@ -67,62 +71,32 @@ class OrtEngine:
         return self._facts.special_tokens.get("eos_token", "")
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
-        self._check_open()
+        self._access.check_open()
         return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        self._check_open()
-        return self._tokenizer.pieces([self._checked(token) for token in tokens])
-
-    def _checked(self, token: int) -> int:
-        if not 0 <= token < self.info.n_vocab:
-            raise EngineError(f"token {token} is outside the vocabulary of {self.info.n_vocab}")
-        return token
+        self._access.check_open()
+        return self._tokenizer.pieces([checked_token(token, self.info) for token in tokens])
 
     # --- logits ------------------------------------------------------------------------------------------------------
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        self._check_open()
+        self._access.check_open()
         for number, request in enumerate(requests):
-            self._check_request(number, request)
+            check_logits_request(number, request, self.info)
         return self._logits(list(requests))
-
-    def _check_request(self, number: int, request: LogitsRequest) -> None:
-        n, positions = len(request.tokens), request.positions
-        if n > self.info.n_context:
-            raise ContextError(f"request {number}: {n} tokens, the context holds {self.info.n_context}",
-                               hint=f"--context {n} or more, if the model and the memory allow it")
-        if any(b <= a for a, b in itertools.pairwise(positions)) or (
-                positions and not 0 <= positions[0] <= positions[-1] < n):
-            raise EngineError(f"request {number}: positions {positions[:4]}... must ascend within its {n} tokens")
-        if n and not 0 <= min(request.tokens) <= max(request.tokens) < self.info.n_vocab:
-            raise EngineError(f"request {number}: a token is outside the vocabulary of {self.info.n_vocab}")
 
     def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
         with self._exclusive() as decoder:
             self._forget(decoder)
             try:
-                for window in self._windows(requests):
+                for window in windows(requests, self.info.n_vocab):
                     branches, index = prefix.distinct_sequences(window)
                     rows = self._read_window(decoder, branches)
                     for request, i in zip(window, index, strict=True):
                         yield rows[i][np.searchsorted(branches[i].wanted, request.positions)]
             finally:
                 self._forget(decoder)
-
-    def _windows(self, requests: list[LogitsRequest]) -> Iterator[list[LogitsRequest]]:
-        """Consecutive requests whose logits may be held at once; at least one."""
-        window: list[LogitsRequest] = []
-        n_bytes = 0
-        for request in requests:
-            size = 4 * self.info.n_vocab * len(request.positions)
-            if window and (len(window) == WINDOW_REQUESTS or n_bytes + size > WINDOW_BYTES):
-                yield window
-                window, n_bytes = [], 0
-            window.append(request)
-            n_bytes += size
-        if window:
-            yield window
 
     def _read_window(self, decoder: ort_session.CachedDecoder, branches: list[prefix.Branch]) -> list[Logits]:
         """The wanted logits of every branch: behind what it shares with the one before, or side by side."""
@@ -185,59 +159,48 @@ class OrtEngine:
 
     # --- generation --------------------------------------------------------------------------------------------------
 
-    def generate(self, tokens: Sequence[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
-        self._check_open()
-        if not tokens:
-            raise EngineError("an empty prompt", hint="give at least one token; tokenize adds the first one by default")
-        if len(tokens) >= self.info.n_context:
-            raise ContextError(f"the prompt has {len(tokens)} tokens, the context holds {self.info.n_context}",
-                               hint="shorten it, or take a larger --context if the model allows it")
-        return self._generate([self._checked(token) for token in tokens], settings)
+    def generate(self, tokens: Sequence[int], settings: GenerationSettings,
+                 on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
+        self._access.check_open()
+        refuse_grammar(settings, self.info.engine)
+        return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
 
     def cancel(self) -> None:
         """End the running generation from another thread; its last token carries finish "cancelled"."""
-        self._cancelled.set()
+        self._access.cancel()
 
-    def _generate(self, tokens: list[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], settings: GenerationSettings,
+                  on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
         with self._exclusive() as decoder:
-            self._cancelled.clear()
             n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
-            logits = self._read_prompt(decoder, tokens) if n_left > 0 else None
+            logits = self._read_prompt(decoder, tokens, on_prompt) if n_left > 0 else None
             if logits is None:
                 return
-            sampler, stream = Sampler(settings, tokens[-PENALTY_WINDOW:]), TextStream(settings.stop)
+            sampler = Sampler(settings, tokens[-PENALTY_WINDOW:])
+            reply = Reply(n_left, settings.stop, self._tokenizer.piece, self._end_tokens.__contains__,
+                          self._access.cancelled)
             while True:
-                token, log_probability = sampler.choose(logits)
-                n_left -= 1
-                step = self._step(token, log_probability, stream, n_left)
+                step = reply.step(*sampler.choose(logits))
                 yield step
-                self._check_open()
+                self._access.check_open()
                 if step.finish:
                     return
-                logits = self._read(decoder, [token], 0, len(self._resident) + 1)[-1]
+                logits = self._read(decoder, [step.token], 0, len(self._resident) + 1)[-1]
 
-    def _step(self, token: int, log_probability: float, stream: TextStream, n_left: int) -> GeneratedToken:
-        if token in self._end_tokens:
-            return GeneratedToken(token, stream.flush(), log_probability, "stop")
-        text = stream.push(self._tokenizer.piece(token))
-        if stream.stopped:
-            return GeneratedToken(token, text, log_probability, "stop")
-        if self._cancelled.is_set():
-            return GeneratedToken(token, text + stream.flush(), log_probability, "cancelled")
-        if not n_left:
-            return GeneratedToken(token, text + stream.flush(), log_probability, "length")
-        return GeneratedToken(token, text, log_probability)
-
-    def _read_prompt(self, decoder: ort_session.CachedDecoder, tokens: list[int]) -> Logits | None:
+    def _read_prompt(self, decoder: ort_session.CachedDecoder, tokens: list[int],
+                     on_prompt: OnPrompt) -> Logits | None:
         """The last token's logits, reading only what the buffer lacks; None if cancelled meanwhile."""
         n_shared = prefix.shared_length(np.asarray(tokens[:-1], np.int32), np.asarray(self._resident, np.int32))
         self._rewind(decoder, n_shared if self._reusable(len(tokens)) else 0)
+        n_before = len(self._resident)
         logits: Logits | None = None
-        for first in range(len(self._resident), len(tokens), N_BATCH):
-            if self._cancelled.is_set():
+        on_prompt(0, len(tokens) - n_before)
+        for first in range(n_before, len(tokens), N_BATCH):
+            if self._access.cancelled():
                 return None
             piece = tokens[first : first + N_BATCH]
             logits = self._read(decoder, piece, len(piece) - 1, len(tokens))[-1]
+            on_prompt(len(self._resident) - n_before, len(tokens) - n_before)
         return logits
 
     # --- the buffer --------------------------------------------------------------------------------------------------
@@ -262,29 +225,19 @@ class OrtEngine:
 
     @contextmanager
     def _exclusive(self) -> Iterator[ort_session.CachedDecoder]:
-        """Hold the engine. Raises EngineError, instead of waiting forever, if this thread's own generation holds it."""
-        me = threading.get_ident()
-        if self._holder == me:
-            raise EngineError("a generation of this thread is still open", hint="exhaust or close its iterator first")
-        with self._lock:
-            self._holder = me
-            try:
-                yield self._check_open()
-            finally:
-                self._holder = None
+        with self._access.exclusive():
+            yield self._checked_decoder()
 
-    def _check_open(self) -> ort_session.CachedDecoder:
-        if self._decoder is None:
-            raise EngineError("the engine is closed")
+    def _checked_decoder(self) -> ort_session.CachedDecoder:
+        self._access.check_open()
+        assert self._decoder is not None
         return self._decoder
 
     def close(self) -> None:
-        self.cancel()
-        if self._holder == threading.get_ident():
-            self._decoder = self._opened = None
-            return
-        with self._lock:
-            self._decoder = self._opened = None
+        self._access.close(self._free)
+
+    def _free(self) -> None:
+        self._decoder = self._opened = None
 
     def __enter__(self) -> "OrtEngine":
         return self

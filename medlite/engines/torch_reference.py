@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from medlite.devices import cpu_name
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest
+from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.requests import refuse_grammar
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.engines.text_stream import TextStream
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MissingExtraError
@@ -99,25 +100,31 @@ class TorchReferenceEngine:
         table = out.float().cpu().numpy()
         return [table[i, [keep - len(r.tokens) + p for p in r.positions]] for i, r in enumerate(batch)]
 
-    def generate(self, tokens: Sequence[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def generate(self, tokens: Sequence[int], settings: GenerationSettings,
+                 on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
         self._check_open()
+        refuse_grammar(settings, self.info.engine)
         if not tokens:
             raise EngineError("an empty prompt", hint="give at least one token")
         if len(tokens) >= self.info.n_context:
             raise ContextError(f"the prompt has {len(tokens)} tokens, the context holds {self.info.n_context}",
                                hint="shorten it")
-        return self._generate(list(tokens), settings)
+        return self._generate(list(tokens), settings, on_prompt or (lambda _read, _total: None))
 
-    def _generate(self, tokens: list[int], settings: GenerationSettings) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], settings: GenerationSettings,
+                  on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
         import torch
 
         sampler, stream = Sampler(settings, tokens[-PENALTY_WINDOW:]), TextStream(settings.stop)
         n_left, past, unread, shown = min(settings.max_tokens, self.info.n_context - len(tokens)), None, tokens, b""
         generated: list[int] = []
+        on_prompt(0, len(tokens))
         while n_left > 0:
             with torch.inference_mode():
                 out = self._model(input_ids=torch.tensor([unread], device=self._model.device), past_key_values=past,
                                   use_cache=True, logits_to_keep=1)
+            if past is None:
+                on_prompt(len(tokens), len(tokens))
             past = out.past_key_values
             token, log_probability = sampler.choose(out.logits[0, -1].float().cpu().numpy())
             n_left -= 1
