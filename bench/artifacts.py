@@ -14,6 +14,7 @@ from medlite.artifact import Artifact, open_artifact
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
 from medlite.gguf_format import Header, read_header
+from medlite.onnx_format import read_onnx_facts
 
 MAX_HEADER_BYTES = 100 << 20  # the limit that safetensors itself sets
 OnBytes = Callable[[int], None]
@@ -30,7 +31,9 @@ class Measured:
     header: Header | None = None
 
     def kv_cache_bytes(self, n_context: int) -> int:
-        """Bytes of keys and values for n_context tokens at float16; 0 if the shape is not known."""
+        """Bytes of keys and values for n_context tokens, of GGUF at float16; 0 if the shape is not known."""
+        if self.artifact and self.artifact.format == "onnx":
+            return read_onnx_facts(self.path).kv_bytes_per_token() * n_context
         return memory.kv_cache_bytes(self.header, n_context) if self.header else 0
 
 

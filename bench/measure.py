@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from bench import chat_protocol, memory
+from bench.meters import Costs, Meters
 from bench.prompts import PROTOCOLS
 from bench.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
 from bench.scoring import ScoredSample, score_samples
 from bench.speed import measure_speed
 from bench.task import Prompt, Sample, Task, samples_sha256
 from medlite import __version__
+from medlite.devices import process_memory
 from medlite.engines.engine import Engine, EngineInfo
 from medlite.errors import TaskError
 from medlite.gguf_format import Header
@@ -82,11 +84,13 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: its facts, its file (for the memory split) and its key-value cache size."""
+    """What is measured: its facts, its file (for the memory split), its key-value cache size, and the counters that
+    were started before it was loaded, None for none."""
 
     facts: ArtifactFacts
     path: Path
     kv_cache_bytes: int = 0
+    meters: Meters | None = None
 
 
 @dataclass(frozen=True)
@@ -120,16 +124,21 @@ def measure(
                 decode_tokens_per_second=speed.decode_tokens_per_second, first_token_seconds=speed.first_token_seconds,
             )
             report(Progress("speed", 1, 1))
+        if subject.meters:
+            subject.meters.zero()
         started = time.perf_counter()
         for sample in score(engine, left, settings):
             writer.add(sample)
             samples.append(sample)
             report(Progress("score", len(samples), len(questions.items)))
+        seconds = time.perf_counter() - started
+        costs = subject.meters.read(engine.info.device) if subject.meters else Costs()
         performance = replace(
-            performance, scoring_seconds=time.perf_counter() - started, n_scored=len(left),
+            performance, scoring_seconds=seconds, n_scored=len(left),
             n_prompt_tokens=sum(s.n_prompt_tokens for s in samples[len(writer.done):]),
-            peak_rss_bytes=memory.peak_rss_bytes(), weights_resident_bytes=memory.resident_bytes_of_file(subject.path),
-            notes=_notes(settings, resumed=bool(writer.done)),
+            peak_rss_bytes=process_memory().peak, weights_resident_bytes=memory.mapped_bytes_of(subject.path),
+            peak_vram_bytes=costs.peak_vram_bytes, cpu_joules=costs.cpu_joules, gpu_joules=costs.gpu_joules,
+            notes=(*_notes(settings, resumed=bool(writer.done)), *costs.notes),
         )
         writer.finish(performance, tuple(samples))
     return replace(record, samples=tuple(samples), performance=performance, complete=True)
@@ -164,5 +173,5 @@ def environment() -> dict[str, str]:
 def _notes(settings: RunSettings, *, resumed: bool) -> tuple[str, ...]:
     notes = [] if settings.measure_speed else ["prefill and decode speed were not measured"]
     if resumed:
-        notes.append("resumed: scoring time and prompt tokens are of the last session only")
+        notes.append("resumed: scoring time, energy and prompt tokens are of the last session only")
     return tuple(notes)

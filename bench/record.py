@@ -83,7 +83,8 @@ class RunSettings:
 class Performance:
     """Cost of a run. Times in seconds, memory in bytes; 0 where it was not measured, as `notes` says.
 
-    n_scored: samples that this process scored (fewer than the run's after --resume). Definitions: bench/README.md.
+    n_scored: samples that this process scored (fewer than the run's after --resume). GPU memory, and energy in joules
+    over the scoring, are None where they were not measured. Definitions: bench/README.md.
     """
 
     load_seconds: float = 0.0
@@ -96,13 +97,19 @@ class Performance:
     peak_rss_bytes: int = 0
     weights_resident_bytes: int = 0
     kv_cache_bytes: int = 0
-    peak_vram_bytes: int = 0
+    peak_vram_bytes: int | None = None
+    cpu_joules: float | None = None
+    gpu_joules: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def questions_per_second(self) -> float:
         """Samples scored per second of scoring, loading excluded; 0 where nothing was scored."""
         return self.n_scored / self.scoring_seconds if self.scoring_seconds else 0.0
+
+    def joules_per_question(self, joules: float | None) -> float | None:
+        """A question's share of cpu_joules or gpu_joules; None where it was not measured or nothing was scored."""
+        return joules / self.n_scored if joules is not None and self.n_scored else None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import artifacts, fetch
+from bench import artifacts, fetch, memory
 from bench.measure import Output, Progress, Subject, measure, prepare
+from bench.meters import Meters
 from bench.record import CONTEXT_TOKENS, RunSettings
 from bench.tasks import find_task
 from bench.tasks.local import local_task
@@ -79,14 +80,16 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
     if not settings.n_context:
         settings = replace(settings, n_context=min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
     reporter(Progress("load", 0, measured.n_bytes))
-    engine = open_engine(measured.path, settings)
-    try:
-        reporter(Progress("load", measured.n_bytes, measured.n_bytes))
-        subject = Subject(facts, measured.path, measured.kv_cache_bytes(engine.info.n_context))
-        output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
-        measure(engine, subject, questions, settings, output, reporter)
-    finally:
-        engine.close()
+    with Meters() as meters:
+        engine = open_engine(measured.path, settings)
+        try:
+            reporter(Progress("load", measured.n_bytes, measured.n_bytes))
+            kv_cache = memory.allocated_kv_bytes(engine.info) or measured.kv_cache_bytes(engine.info.n_context)
+            subject = Subject(facts, measured.path, kv_cache, meters)
+            output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
+            measure(engine, subject, questions, settings, output, reporter)
+        finally:
+            engine.close()
 
 
 def _score_text(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """The facts of a measured artifact: of a GGUF file and of a checkpoint folder."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from tiny_checkpoint import make_llama
 from tiny_gguf import write_tiny_gguf
+from toy_engine import ToyEngine
 
 from bench.artifacts import facts_of, look_at
+from bench.memory import allocated_kv_bytes, mapped_bytes_of
 from medlite.errors import ArtifactError
 
 
@@ -56,3 +59,33 @@ def test_a_folder_without_weights_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ArtifactError, match=r"config.json and \*.safetensors were needed"):
         look_at(tmp_path)
+
+
+SMAPS = """7f00-7f10 r--s 00000000 08:01 11 {folder}/m-00001-of-00002.gguf
+Size:               2048 kB
+Rss:                1000 kB
+7f10-7f20 r--s 00000000 08:01 12 {folder}/m-00002-of-00002.gguf
+Rss:                 500 kB
+7f20-7f30 r--s 00000000 08:01 13 {folder}/m.gguf
+Rss:                  30 kB
+7f30-7f40 r--s 00000000 08:01 14 {folder}/m/model.onnx.data
+Rss:                   4 kB
+7f40-7f50 rw-p 00000000 00:00 0
+Rss:                9999 kB
+7f50-7f60 rw-p 00000000 00:00 0                          [heap]
+Rss:                9999 kB
+"""
+
+
+@pytest.mark.parametrize(("name", "kib"), [("m-00001-of-00002.gguf", 1500), ("m.gguf", 30), ("m", 4), ("other", 0)])
+def test_mapped_weights_are_those_of_the_file_all_its_shards_or_the_folder(tmp_path: Path, name: str, kib: int) -> None:
+    smaps = tmp_path / "smaps"
+    smaps.write_text(SMAPS.format(folder=tmp_path))
+    assert mapped_bytes_of(tmp_path / name, smaps) == 1024 * kib
+    assert mapped_bytes_of(tmp_path / name, tmp_path / "no-proc") == 0
+
+
+def test_the_runtimes_own_word_on_its_cache_is_taken_over_all_devices() -> None:
+    info = dataclasses.replace(ToyEngine().info, buffer_bytes={"CUDA0 KV": 5, "CPU KV": 7, "CPU compute": 100})
+    assert allocated_kv_bytes(info) == 12
+    assert allocated_kv_bytes(ToyEngine().info) == 0

@@ -140,5 +140,14 @@ def test_an_empty_file_is_no_record(tmp_path: Path) -> None:
         read_record(tmp_path / "run.jsonl")
 
 
+def test_energy_that_was_not_measured_is_none_in_the_file_and_a_question(tmp_path: Path) -> None:
+    record = record_of(answers([0, 1]))
+    assert record.performance.joules_per_question(record.performance.cpu_joules) is None
+    assert record.performance.joules_per_question(3.0) == 1.5
+    assert Performance().joules_per_question(3.0) is None
+    found = read_record(write(tmp_path / "run.jsonl", record)).performance
+    assert (found.peak_vram_bytes, found.cpu_joules, found.gpu_joules) == (None, None, None)
+
+
 def test_speed_of_a_run_that_scored_nothing_is_zero_and_not_an_error() -> None:
     assert Performance().questions_per_second == 0.0

@@ -41,7 +41,10 @@ def test_a_real_engine_is_measured_from_file_to_record(model: Path, questions: P
     costs = record.performance
     assert costs.peak_rss_bytes > record.artifact.n_bytes
     assert 0 < costs.weights_resident_bytes <= 2 * record.artifact.n_bytes
-    assert costs.kv_cache_bytes == 2 * 2 * 512 * 2 * 64 * 2  # keys and values, layers, context, heads, dims, f16
+    one_sequence = 2 * 2 * 512 * 2 * 64 * 2  # keys and values, layers, context, heads, dims, f16
+    assert costs.kv_cache_bytes >= one_sequence  # as allocated: scoring holds several sequences
+    assert costs.kv_cache_bytes % one_sequence == 0
+    assert costs.peak_vram_bytes is None
     assert min(costs.prefill_tokens_per_second, costs.load_seconds, costs.questions_per_second) > 0
     assert {p.phase for p in seen} == {"hash", "load", "speed", "score"}
     assert seen[-1] == Progress("score", 12, 12)
