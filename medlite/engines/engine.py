@@ -6,7 +6,8 @@ engine: it returns raw logits, and `bench.scoring` turns them into log-probabili
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,3 +111,31 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RestoredState:
+    """What a restore did: tokens that need not be read again, or 0 and why."""
+
+    n_tokens: int
+    reason: str
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """What an engine may offer beside `Engine`: the state of the conversation it last generated in, on disk."""
+
+    def save_state(self, path: Path) -> int:
+        """Write the state to `path` (mode 0600; replaced if it exists) and return how many tokens it holds.
+
+        Raises EngineError if nothing was read yet or a generation is open, OutputError if the disk refuses.
+        """
+        ...
+
+    def restore_state(self, path: Path) -> RestoredState:
+        """Bring the state back: the next generation reads only what its prompt adds.
+
+        A file of another model, setting or machine, a damaged or missing one: nothing restored, and the reason.
+        Raises EngineError if a generation is open.
+        """
+        ...

@@ -200,7 +200,7 @@ class Context:
         if not self.pointer:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
         self.buffer_bytes = dict(_buffers)
-        self.n_vocab = model.n_vocab
+        self.n_vocab, self.settings = model.n_vocab, settings
         self._rows: dict[int, Logits] = {}
         self.memory = native.llama_get_memory(self.pointer)
         self._abort: Any = None
@@ -246,6 +246,31 @@ class Context:
     def length(self, sequence: int) -> int:
         """How many positions of a sequence are in memory."""
         return int(library().llama_memory_seq_pos_max(self.memory, sequence)) + 1
+
+    def state_bytes(self, sequence: int) -> int:
+        """Bytes that `save_sequence` writes, apart from the tokens."""
+        return int(library().llama_state_seq_get_size(self.pointer, sequence))
+
+    def save_sequence(self, path: Path, sequence: int, tokens: Sequence[int]) -> int:
+        """Write the cache of a sequence and its tokens to `path`; the bytes written. Raises EngineError."""
+        _log_lines.clear()
+        n_bytes = library().llama_state_seq_save_file(
+            self.pointer, os.fsencode(path), sequence, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens))
+        if not n_bytes:
+            raise failure(f"{path}: llama.cpp cannot write the state", "is the disk full?")
+        return int(n_bytes)
+
+    def load_sequence(self, path: Path, sequence: int, n_most: int) -> list[int]:
+        """Put what `save_sequence` wrote into the cache and return its tokens, at most `n_most`. Raises EngineError.
+
+        llama.cpp trusts parts of the file: give it only files that are known to be its own.
+        """
+        _log_lines.clear()
+        tokens, n_tokens = (ctypes.c_int32 * n_most)(), ctypes.c_size_t()
+        if not library().llama_state_seq_load_file(self.pointer, os.fsencode(path), sequence, tokens, n_most,
+                                                   ctypes.byref(n_tokens)):
+            raise failure(f"{path}: llama.cpp cannot restore the state", "it is read anew instead")
+        return list(tokens[: n_tokens.value])
 
     def free(self) -> None:
         if self.pointer:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from medlite.engines import llama_memory, llama_native, prefix
+from medlite.engines import llama_memory, prefix
 from medlite.engines.engine import EngineInfo, Logits, LogitsRequest
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
 from medlite.engines.requests import windows
@@ -18,8 +18,9 @@ from medlite.errors import EngineError
 class Scorer:
     """Reads requests in waves. It uses every sequence of the context, and leaves it as the last wave left it."""
 
-    def __init__(self, resident: ResidentSequence, info: EngineInfo, settings: llama_native.ContextSettings) -> None:
+    def __init__(self, resident: ResidentSequence, info: EngineInfo) -> None:
         self._resident, self._info = resident, info
+        settings = resident.context.settings
         self._n_cells, self._n_outputs = settings.n_cells, settings.n_outputs
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:

@@ -64,7 +64,8 @@ class ResidentSequence:
 
     def rewind(self, n_tokens: int) -> None:
         """Cut the sequence back to its first `n_tokens`; to nothing where the model's memory cannot be cut."""
-        if n_tokens < len(self.tokens):
+        # A Ctrl-C right after a decode leaves tokens in the cache that `tokens` does not know.
+        if n_tokens < len(self.tokens) or self.context.length(0) != len(self.tokens):
             if n_tokens and self.model.can_rewind and self.context.remove(0, n_tokens):
                 del self.tokens[n_tokens:]
             else:

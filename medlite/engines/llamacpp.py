@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, physical_cores, resolve_device
-from medlite.engines import llama_memory, llama_native
+from medlite.engines import llama_memory, llama_native, llama_state
 from medlite.engines.access import Access
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.engine import (
+    EngineInfo,
+    GeneratedToken,
+    GenerationSettings,
+    Logits,
+    LogitsRequest,
+    OnPrompt,
+    RestoredState,
+)
 from medlite.engines.llama_scoring import Scorer
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
 from medlite.engines.reply import Reply
@@ -26,13 +34,14 @@ class LlamaCppEngine:
     iterator is exhausted or closed.
     """
 
-    def __init__(self, model: llama_native.Model, context: llama_native.Context, info: EngineInfo,
-                 memory: llama_memory.MemoryEstimate, settings: llama_native.ContextSettings) -> None:
+    def __init__(self, path: Path, model: llama_native.Model, context: llama_native.Context, info: EngineInfo,
+                 memory: llama_memory.MemoryEstimate) -> None:
         self.info, self.memory = info, memory
         self._model, self._context = model, context
         self._resident = ResidentSequence(model, context)
-        self._scorer = Scorer(self._resident, info, settings)
+        self._scorer = Scorer(self._resident, info)
         self._access = Access()
+        self._identity = llama_state.identify(path, info)
 
     @property
     def n_decodes(self) -> int:
@@ -109,6 +118,16 @@ class LlamaCppEngine:
                 self._resident.read([step.token])
                 slot = 0
 
+    # --- the conversation on disk (engine.KeepsState) ----------------------------------------------------------------
+
+    def save_state(self, path: Path) -> int:
+        with self._access.exclusive():
+            return llama_state.save_state(path, self._resident, self._identity)
+
+    def restore_state(self, path: Path) -> RestoredState:
+        with self._access.exclusive():
+            return llama_state.restore_state(path, self._resident, self._identity, self.info.n_context)
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -157,7 +176,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
         buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
-    return LlamaCppEngine(model, context, info, placement.memory, settings)
+    return LlamaCppEngine(path, model, context, info, placement.memory)
 
 
 @dataclass(frozen=True)
