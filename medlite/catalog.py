@@ -4,6 +4,8 @@ A row gives what the hub's config.json would say of the decoder, so everything t
 name: `medlite fit meditron-70b` needs neither weights nor network.
 """
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +22,39 @@ EVIDENCES = ("R", "P", "M")
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a model was trained to be asked. user: around the question, {text}; system: around instructions, empty if
-    the model has no place for them, and they go before the first question."""
+    """How a model was trained to be asked. user: around the question, {text}, up to where the reply begins; system:
+    around instructions, empty if the model has no place for them, and they go before the first question.
+
+    reply_end: what follows a reply in a conversation, {eos} for the token that ends a text. stop: texts that end a
+    reply, where no token of its own does. bos: whether the text begins with the model's first token. trims: whether
+    blanks around each text are cut. always_system: whether an empty system text is written too.
+    """
 
     user: str
     system: str = ""
+    reply_end: str = ""
+    stop: tuple[str, ...] = ()
+    bos: bool = True
+    trims: bool = False
+    always_system: bool = False
+
+    def jinja(self) -> str:
+        """The format as a chat template, for a file that has none."""
+        cut = " | trim" if self.trims else ""
+
+        def around(pattern: str, content: str = "m.content") -> str:
+            before, _, after = pattern.partition("{text}")
+            after = json.dumps(after).replace("{eos}", '" + eos_token + "')
+            return f"{{{{ {json.dumps(before)} + ({content}{cut}) + {after} }}}}"
+
+        rows = [("user", around(self.user)), ("assistant", around("{text}" + self.reply_end))]
+        rows += [("system", around(self.system))] if self.system else []
+        branches = "".join(f"{{% {'if' if i == 0 else 'elif'} m.role == '{role}' %}}{text}"
+                           for i, (role, text) in enumerate(rows))
+        begin = "{{ bos_token }}" if self.bos else ""
+        if self.always_system:
+            begin += f"{{% if messages[0].role != 'system' %}}{around(self.system, repr(''))}{{% endif %}}"
+        return f"{begin}{{% for m in messages %}}{branches}{{% endif %}}{{% endfor %}}"
 
 
 # Sources: the models' cards and tokenizer_config.json. A checkpoint's own template wins; this is for files without one
@@ -33,21 +63,24 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
     "none": PromptFormat("{text}"),
     "llama-3": PromptFormat(
         "<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        "<|start_header_id|>system<|end_header_id|>\n\n{text}<|eot_id|>"),
+        "<|start_header_id|>system<|end_header_id|>\n\n{text}<|eot_id|>", "<|eot_id|>", trims=True),
     # As Llama 3, with the knowledge date and today's date in a system header of its own.
     "llama-3.1": PromptFormat(
         "<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
-        "\n\n{text}<|eot_id|>"),
-    "phi-3": PromptFormat("<|user|>\n{text}<|end|>\n<|assistant|>\n", "<|system|>\n{text}<|end|>\n"),
-    "human-assistant": PromptFormat("Human: \n{text}\n\nAssistant: \n"),
-    "med42-v1": PromptFormat("<|prompter|>:{text}\n<|assistant|>:", "<|system|>: {text}\n"),
-    "mistral": PromptFormat("[INST] {text} [/INST]"),
-    "gemma": PromptFormat("<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n"),
+        "\n\n{text}<|eot_id|>", "<|eot_id|>", trims=True, always_system=True),
+    "phi-3": PromptFormat("<|user|>\n{text}<|end|>\n<|assistant|>\n", "<|system|>\n{text}<|end|>\n", "<|end|>\n",
+                          bos=False),
+    "human-assistant": PromptFormat("Human: \n{text}\n\nAssistant: \n", reply_end="\n\n", stop=("\nHuman:",)),
+    "med42-v1": PromptFormat("<|prompter|>:{text}\n<|assistant|>:", "<|system|>: {text}\n", "\n",
+                             stop=("<|prompter|>", "<|system|>")),
+    "mistral": PromptFormat("[INST] {text} [/INST]", reply_end="{eos} "),
+    "gemma": PromptFormat("<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n",
+                          reply_end="<end_of_turn>\n", trims=True),
     "chatml": PromptFormat("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
-                           "<|im_start|>system\n{text}<|im_end|>\n"),
+                           "<|im_start|>system\n{text}<|im_end|>\n", "<|im_end|>\n", bos=False),
     "chatml-think": PromptFormat("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n<think>\n",
-                                 "<|im_start|>system\n{text}<|im_end|>\n"),
+                                 "<|im_start|>system\n{text}<|im_end|>\n", "<|im_end|>\n", bos=False),
 }
 
 
@@ -115,11 +148,37 @@ def read_catalog(path: Path = CATALOG_PATH) -> Mapping[str, CatalogModel]:
 
 
 def find_model(name: str) -> CatalogModel | None:
-    """The row called `name` in any case, or whose hub repository it is; None if there is none."""
-    catalog = read_catalog()
-    if (found := catalog.get(name.lower())) is not None:
+    """The row called `name` in any case, or whose hub repository it is, or whose name alone holds its words; else None.
+
+    Raises ArtifactError listing the rows where several names hold it: med42-70b is in two.
+    """
+    catalog, wanted = read_catalog(), name.lower()
+    if (found := catalog.get(wanted)) is not None:
         return found
-    return next((model for model in catalog.values() if model.repository and model.repository == name), None)
+    if "/" in name:
+        return next((model for model in catalog.values() if model.repository.lower() == wanted), None)
+    holding = [model for model in catalog.values() if wanted and f"-{wanted}-" in f"-{model.name}-"]
+    if len(holding) > 1:
+        raise ArtifactError(f"{name}: several models have it in their names",
+                            hint=f"one of {', '.join(model.name for model in holding)}")
+    return holding[0] if holding else None
+
+
+def recognise(text: str) -> CatalogModel | None:
+    """The row that a file's own name for its model means: a name, a repository or its last part, in any spelling."""
+    spelt = spelling(text.removeprefix("https://huggingface.co/"))
+    return _spellings().get(spelt) if spelt else None
+
+
+def spelling(text: str) -> str:
+    """Lower case, with one dash for whatever is neither letter nor digit: "Me LLaMA 13B_chat" is me-llama-13b-chat."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+@cache
+def _spellings() -> Mapping[str, CatalogModel]:
+    return {spelling(name): model for model in read_catalog().values()
+            for name in (model.repository, model.repository.rpartition("/")[2], model.name) if name}
 
 
 def near_names(name: str) -> list[str]:

@@ -248,6 +248,15 @@ def cached_file(repository: str, name: str, revision: str | None = None) -> Path
     return Path(found) if isinstance(found, str) else None
 
 
+def cached_snapshots(repository: str) -> list[Path]:
+    """The folders of `repository`'s revisions in the hub's local cache, oldest first. Opens no socket."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots"
+    return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+
+
 def cached_bytes() -> dict[str, int]:
     """Repository -> bytes in the hub's local cache. Opens no socket."""
     from huggingface_hub import errors, scan_cache_dir
@@ -278,7 +287,8 @@ def _hub_errors(repository: str, revision: str | None, *, offline: bool = False)
         raise CheckpointError(f"{repository}: not on the hub, or private",
                               hint="check the spelling; for a private repository: hf auth login") from error
     except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository}: no revision {revision}") from error
+        raise CheckpointError(f"{repository}: no revision {revision}",
+                              hint=f"medlite pull {repository}@{DEFAULT_REVISION} takes the newest") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         what = "offline, and not in the local cache" if offline or is_offline() else "the hub cannot be reached"
         raise CheckpointError(f"{repository}: {what}", hint="give a folder, or connect and run again") from error

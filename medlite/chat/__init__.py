@@ -6,11 +6,12 @@ from pathlib import Path
 
 from medlite.artifact import Artifact, describe, describe_onnx
 from medlite.chat.conversation import Conversation
-from medlite.chat.template import ChatTemplate, onnx_template, read_template
+from medlite.chat.prompt import gguf_prompting, onnx_prompting
+from medlite.chat.template import ChatTemplate
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
 from medlite.gguf_format import read_header
-from medlite.onnx_format import is_onnx_folder
+from medlite.onnx_format import is_onnx_folder, read_onnx_facts
 from medlite.registry import resolve_model
 
 DEFAULT_SETTINGS = GenerationSettings()
@@ -18,11 +19,15 @@ DEFAULT_SETTINGS = GenerationSettings()
 
 @dataclass
 class LoadedModel:
-    """An artifact in its engine, with its chat template if it has one. Use it in a `with`, or close it."""
+    """An artifact in its engine, with its chat template if it has one. Use it in a `with`, or close it.
+
+    prompt_note: what a user should know of the template, empty if it is the file's own.
+    """
 
     artifact: Artifact
     engine: Engine
     template: ChatTemplate | None
+    prompt_note: str = ""
 
     def chat(self, system: str = "", settings: GenerationSettings = DEFAULT_SETTINGS) -> Conversation:
         """A new conversation."""
@@ -33,7 +38,7 @@ class LoadedModel:
         """The answer to one question, token by token. Raises ContextError if the question does not fit."""
         conversation = self.chat(system, settings)
         # A single answer needs no more room than it was given; only a conversation keeps some for later.
-        return self.engine.generate(conversation.prompt_tokens(question), settings)
+        return self.engine.generate(conversation.prompt_tokens(question), conversation.full_settings)
 
     def ask(self, question: str, *, system: str = "", settings: GenerationSettings = DEFAULT_SETTINGS) -> str:
         """The answer to one question; greedy, so the same question gets the same answer, unless settings say else."""
@@ -54,15 +59,20 @@ class LoadedModel:
 
 
 def load(model: str | Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
-         kv_type: str = "f16", on_progress: Callable[[float], None] | None = None) -> LoadedModel:
-    """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`."""
+         kv_type: str = "f16", prompt_format: str = "",
+         on_progress: Callable[[float], None] | None = None) -> LoadedModel:
+    """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`.
+
+    prompt_format: a row of `catalog.PROMPT_FORMATS` instead of the file's own template.
+    """
     path = resolve_model(str(model))
     if is_onnx_folder(path):
-        artifact, template = describe_onnx(path), onnx_template(path)
+        artifact = describe_onnx(path)
+        prompting = onnx_prompting(path, read_onnx_facts(path), prompt_format)
     else:
         header = read_header(path)
-        artifact, template = describe(path, header), read_template(header)
+        artifact, prompting = describe(path, header), gguf_prompting(path, header, prompt_format)
         del header  # a large vocabulary takes 100 MB of Python strings
     engine = open_engine(path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
                          on_progress=on_progress)
-    return LoadedModel(replace(artifact, path=path), engine, template)
+    return LoadedModel(replace(artifact, path=path), engine, prompting.template, prompting.note)

@@ -63,6 +63,12 @@ class Conversation:
         return self.engine.tokenize(rendered, add_bos=False, parse_special=True)
 
     @property
+    def full_settings(self) -> GenerationSettings:
+        """The settings, with the texts that end a reply in the template's format."""
+        stop = self.template.stop if self.template else ()
+        return replace(self.settings, stop=(*self.settings.stop, *stop)) if stop else self.settings
+
+    @property
     def reply_room(self) -> int:
         """Tokens that must be free for a reply to begin."""
         return min(REPLY_ROOM, self.engine.info.n_context // 4, self.settings.max_tokens)
@@ -101,7 +107,7 @@ class Conversation:
         self.last = statistics = ReplyStatistics(n_prompt_tokens=len(tokens))
         pieces: list[str] = []
         started = time.perf_counter()
-        steps = self.engine.generate(tokens, self.settings)
+        steps = self.engine.generate(tokens, self.full_settings)
         try:
             for step in steps:
                 now = time.perf_counter()

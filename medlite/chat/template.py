@@ -8,14 +8,13 @@ import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from medlite.errors import ArtifactError
 from medlite.gguf_format import Header
-from medlite.onnx_format import read_onnx_facts
 
 PROBE = "MEDLITE-PROBE"
+THINK_START = "<think>"
 # What a template's code can raise beside jinja2.TemplateError, which includes the sandbox's own refusals.
 TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
@@ -32,12 +31,14 @@ class ChatTemplate:
     """A compiled template with the special tokens that it may name.
 
     takes_system: whether it has a place for a system message; where it has none, `render` folds the system text into
-    the first user message, as its authors recommend (Gemma's model card).
+    the first user message, as its authors recommend (Gemma's model card). starts_thinking: whether it opens a <think>
+    block itself, so that the reply begins inside it.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str],
-                 now: Callable[[], datetime.datetime] = datetime.datetime.now) -> None:
-        """special_tokens: bos_token, eos_token, ... as text. now: the clock of templates that print the date.
+                 now: Callable[[], datetime.datetime] = datetime.datetime.now, *, stop: Sequence[str] = ()) -> None:
+        """special_tokens: bos_token, eos_token, ... as text. now: the clock of templates that print the date. stop:
+        texts that end a reply, of formats without a token for it.
 
         Raises ArtifactError if the source is no template.
         """
@@ -48,8 +49,9 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ArtifactError(f"the chat template cannot be compiled: {error}",
                                 hint="--raw sends the prompt without a template") from error
-        self.source, self._special_tokens = source, dict(special_tokens)
-        self.takes_system = self._takes_system()
+        self.source, self.stop, self._special_tokens = source, tuple(stop), dict(special_tokens)
+        self.takes_system = PROBE in self._probe(Message("system", PROBE), Message("user", "a"))
+        self.starts_thinking = self._probe(Message("user", "a")).rstrip().endswith(THINK_START)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of `messages`, ending where the assistant's reply begins.
@@ -71,13 +73,14 @@ class ChatTemplate:
             messages=[{"role": message.role, "content": message.content} for message in messages],
             tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._special_tokens))
 
-    def _takes_system(self) -> bool:
+    def _probe(self, *messages: Message) -> str:
+        """What it makes of `messages`, empty where it refuses them."""
         import jinja2
 
         try:
-            return PROBE in self._run([Message("system", PROBE), Message("user", "a")], True)
+            return self._run(messages, True)
         except (jinja2.TemplateError, *TEMPLATE_FAILURES):
-            return False
+            return ""
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -94,14 +97,6 @@ def read_template(header: Header) -> ChatTemplate | None:
     if not isinstance(source, str) or not source.strip():
         return None
     return ChatTemplate(source, special_tokens(header))
-
-
-def onnx_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of an ONNX folder, or None for a model without one."""
-    facts = read_onnx_facts(folder)
-    if facts.chat_template is None or not facts.chat_template.strip():
-        return None
-    return ChatTemplate(facts.chat_template, facts.special_tokens)
 
 
 def special_tokens(header: Header) -> dict[str, str]:

@@ -148,6 +148,7 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
     from dataclasses import replace
 
     from medlite.cli.display import progress_bar
+    from medlite.registry import remember_folders
     from quantize.to_gguf import write_gguf
 
     total = sum(tensor.info.n_bytes for output in outputs for tensor in output.plan.tensors)
@@ -155,10 +156,12 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
     with (progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
           progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify):
         try:
-            return write_gguf(outputs, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
+            written = write_gguf(outputs, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
         except KeyboardInterrupt:
             click.echo("stopped; run the same command again to continue, --restart to begin anew", err=True)
             raise
+    remember_folders(output.path for output in outputs)
+    return written
 
 
 def plan_json(plan: "QuantizationPlan", path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class OnnxOptions:
 def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") -> None:
     """Write an ONNX folder for each recipe, or show their plans."""
     from medlite.hub import find_checkpoint
+    from medlite.registry import remember_folders
     from quantize.checkpoint import open_checkpoint
     from quantize.onnx_plan import make_onnx_plan
     from quantize.onnx_recipes import DEFAULT_BLOCK, DEFAULT_RECIPE, find_onnx_recipe
@@ -47,6 +48,7 @@ def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") 
         show_plans(outputs, as_json=options.as_json)
         return
     written = [write_with_progress(plan, path, settings, quiet=options.as_json) for plan, path in outputs]
+    remember_folders(path for _, path in outputs)
     show_written(written, as_json=options.as_json)
 
 
