@@ -7,6 +7,7 @@ length that a prompt read in pieces will have, 0: as long as it is).
 Source of the operators: onnxruntime docs/ContribOperators.md.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def build_graph(plan: OnnxPlan) -> bytes:
     except ImportError as error:
         raise MissingExtraError("onnx", "onnx") from error
     decoder = plan.decoder
-    graph = _Graph(plan, onnx)
+    graph = Graph(plan.tensors, plan.float_name, onnx)
     hidden = _decode(graph, decoder)
     graph.node("Slice", [hidden, LOGITS_FROM, graph.integers([INT64_MAX]), graph.integers([1])], "hidden.wanted")
     logits = graph.linear("hidden.wanted", "output.weight" if "output.weight" in decoder.tensors
@@ -45,15 +46,15 @@ def build_graph(plan: OnnxPlan) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-class _Graph:
+class Graph:
     """Nodes and initializers as they are added; every method returns the name of what it makes."""
 
-    def __init__(self, plan: OnnxPlan, onnx: Any) -> None:
+    def __init__(self, tensors: Iterable[OnnxTensor], float_name: str, onnx: Any) -> None:
         self.onnx = onnx
-        self.float_name = plan.float_name
+        self.float_name = float_name
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self.tensors = {tensor.name: tensor for tensor in plan.tensors}
+        self.tensors = {tensor.name: tensor for tensor in tensors}
         self._made: set[str] = set()
 
     @property
@@ -120,9 +121,9 @@ class _Graph:
         """A norm, a bias or a rotary cache."""
         return self.wide(self.tensors[name].pieces[0])
 
-    def embed(self, ids: str, output: str) -> str:
+    def embed(self, ids: str, output: str, name: str = "token_embd.weight") -> str:
         """Rows of the embedding."""
-        tensor = self.tensors["token_embd.weight"]
+        tensor = self.tensors[name]
         layout = tensor.storage.blocks
         if layout is None:
             rows = self.node("Gather", [self.external(tensor.pieces[0], tensor.name, tensor.shape), ids],
@@ -138,10 +139,11 @@ class _Graph:
         """x times the transposed weight, plus its bias if it has one."""
         tensor = self.tensors[name]
         bias = name.removesuffix(".weight") + ".bias"
-        product = self._product(x, tensor, f"{output}.unbiased" if bias in self.tensors else output)
+        product = self.product(x, tensor, f"{output}.unbiased" if bias in self.tensors else output)
         return self.node("Add", [product, self.vector(bias)], output) if bias in self.tensors else product
 
-    def _product(self, x: str, tensor: OnnxTensor, output: str) -> str:
+    def product(self, x: str, tensor: OnnxTensor, output: str) -> str:
+        """x times the transposed weight."""
         n_rows, row_length = tensor.shape
         layout = tensor.storage.blocks
         if layout is None:
@@ -162,7 +164,7 @@ class _Graph:
 # --- the decoder -----------------------------------------------------------------------------------------------------
 
 
-def _decode(graph: _Graph, decoder: Decoder) -> str:
+def _decode(graph: Graph, decoder: Decoder) -> str:
     """The normed hidden states behind the last layer, (batch, length, hidden)."""
     positions = _positions(graph, decoder)
     residual = graph.embed("input_ids", "embedding")
@@ -184,7 +186,7 @@ def _decode(graph: _Graph, decoder: Decoder) -> str:
     return x
 
 
-def _add_and_norm(graph: _Graph, decoder: Decoder, residual: str, delta: str, norm: str) -> tuple[str, str]:
+def _add_and_norm(graph: Graph, decoder: Decoder, residual: str, delta: str, norm: str) -> tuple[str, str]:
     """The normed sum and the sum."""
     total = f"{norm}.residual"
     graph.contrib("SkipSimplifiedLayerNormalization", [residual, delta, graph.vector(f"{norm}.weight")],
@@ -192,7 +194,7 @@ def _add_and_norm(graph: _Graph, decoder: Decoder, residual: str, delta: str, no
     return norm, total
 
 
-def _attention(graph: _Graph, decoder: Decoder, layer: Layer, number: int, x: str, positions: str) -> str:
+def _attention(graph: Graph, decoder: Decoder, layer: Layer, number: int, x: str, positions: str) -> str:
     block = f"blk.{number}"
     if f"{block}.attn_qkv.weight" in decoder.tensors:
         query, key, value = graph.linear(x, f"{block}.attn_qkv.weight", f"{block}.qkv"), "", ""
@@ -211,7 +213,7 @@ def _attention(graph: _Graph, decoder: Decoder, layer: Layer, number: int, x: st
     return graph.linear(attended, f"{block}.attn_output.weight", f"{block}.attn_output")
 
 
-def _head_norm(graph: _Graph, decoder: Decoder, x: str, norm: str, n_head: int) -> str:
+def _head_norm(graph: Graph, decoder: Decoder, x: str, norm: str, n_head: int) -> str:
     """`x` with each head normed on its own, where the model does so."""
     if f"{norm}.weight" not in decoder.tensors:
         return x
@@ -220,7 +222,7 @@ def _head_norm(graph: _Graph, decoder: Decoder, x: str, norm: str, n_head: int) 
     return graph.node("Reshape", [normed, graph.integers([0, 0, n_head * decoder.head_dim])], f"{norm}.flat")
 
 
-def _feed_forward(graph: _Graph, decoder: Decoder, block: str, x: str) -> str:
+def _feed_forward(graph: Graph, decoder: Decoder, block: str, x: str) -> str:
     """down(activation(gate(x)) * up(x))"""
     if f"{block}.ffn_gate.weight" in decoder.tensors:
         gate, up = (graph.linear(x, f"{block}.ffn_{part}.weight", f"{block}.{part}") for part in ("gate", "up"))
@@ -236,7 +238,7 @@ def _feed_forward(graph: _Graph, decoder: Decoder, block: str, x: str) -> str:
     return graph.linear(gated, f"{block}.ffn_down.weight", f"{block}.ffn_down")
 
 
-def _positions(graph: _Graph, decoder: Decoder) -> str:
+def _positions(graph: Graph, decoder: Decoder) -> str:
     """Add n_total and last_position, which attention counts by; under LongRoPE return the rotary cache's rows.
 
     A right-padded prompt starts at 0; else each sequence continues behind what its mask counts.
@@ -266,7 +268,7 @@ def _positions(graph: _Graph, decoder: Decoder) -> str:
     return graph.node("Add", [places, offset], "rotary.rows")
 
 
-def _inputs(graph: _Graph, decoder: Decoder) -> list[Any]:
+def _inputs(graph: Graph, decoder: Decoder) -> list[Any]:
     """The inputs; those with a default stand among the initializers too."""
     helper, proto = graph.onnx.helper, graph.onnx.TensorProto
     graph.initializers.append(helper.make_tensor(LOGITS_FROM, proto.INT64, [1], [0]))
@@ -282,7 +284,7 @@ def _inputs(graph: _Graph, decoder: Decoder) -> list[Any]:
     return inputs
 
 
-def _outputs(graph: _Graph, decoder: Decoder) -> list[Any]:
+def _outputs(graph: Graph, decoder: Decoder) -> list[Any]:
     helper = graph.onnx.helper
     cache = ["batch", decoder.n_head_kv, "total", decoder.head_dim]
     outputs = [helper.make_tensor_value_info("logits", graph.onnx.TensorProto.FLOAT,

@@ -5,9 +5,12 @@ storage and its places in the one external data file.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +67,8 @@ class RotaryCache:
 class OnnxTensor:
     """One tensor of the model: where its values come from, how they are stored, and where.
 
-    tensor: the GGUF plan's, None for a rotary cache. shape: (n_rows, row_length), or (row_length,).
+    tensor: the GGUF plan's, None for a rotary cache. array: its values, where another exporter's graph holds them.
+    shape: (n_rows, row_length), or (row_length,).
     """
 
     name: str
@@ -73,6 +77,7 @@ class OnnxTensor:
     pieces: tuple[Piece, ...]
     tensor: PlannedTensor | None = None
     cache: RotaryCache | None = None
+    array: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def n_rows(self) -> int:
@@ -93,6 +98,38 @@ class OnnxTensor:
         return KEEP if rule is None or rule.transform is PERMUTE_ROPE else rule.transform
 
 
+class FolderPlan(Protocol):
+    """What writing and receipts need of an ONNX folder to come, whoever made its graph. made_by: package -> version."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def recipe(self) -> OnnxRecipe: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def tensors(self) -> tuple[OnnxTensor, ...]: ...
+    @property
+    def n_data_bytes(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def bits_per_weight(self) -> float: ...
+    @property
+    def graph(self) -> bytes: ...
+    @property
+    def ignored(self) -> Mapping[str, str]: ...
+    @property
+    def made_by(self) -> Mapping[str, str]: ...
+    def companions(self) -> Mapping[str, Path | dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class OnnxPlan:
     """Everything about one ONNX folder. gguf: the plan that gave tensors, metadata and vocabulary."""
@@ -110,6 +147,10 @@ class OnnxPlan:
         return self.gguf.checkpoint
 
     @property
+    def architecture(self) -> str:
+        return self.decoder.family
+
+    @property
     def float_name(self) -> str:
         """What activations are: float16 on CUDA, whose attention takes nothing wider; float32 on the CPU."""
         return "float16" if self.device == "cuda" else "float32"
@@ -120,6 +161,20 @@ class OnnxPlan:
         from quantize.onnx_graph import build_graph
 
         return build_graph(self)
+
+    @property
+    def ignored(self) -> Mapping[str, str]:
+        return self.gguf.ignored
+
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        return {"onnx": metadata.version("onnx")}
+
+    def companions(self) -> Mapping[str, Path | dict[str, Any]]:
+        """The small files beside the weights. Raises CheckpointError without a tokenizer.json."""
+        from quantize.onnx_config import companion_files
+
+        return companion_files(self)
 
     @property
     def n_bytes(self) -> int:
@@ -159,12 +214,12 @@ def make_onnx_plan(checkpoint: Checkpoint, recipe: OnnxRecipe, *, block: int, de
         storage = choose_storage(recipe, block, planned.info.name, shape)
         if storage.blocks is None and len(shape) < 2:
             storage = Storage(floats, None, storage.reason)
-        pieces, end = _place(planned.info.name, shape, storage, end)
+        pieces, end = place(planned.info.name, shape, storage, end)
         tensors.append(OnnxTensor(planned.info.name, shape, storage, pieces, tensor=planned))
     for name, cache in _caches(decoder):
         shape = (cache.table.n_rows(decoder.n_context), decoder.head_dim // 2)
         storage = Storage(floats, None, "computed from the config")
-        pieces, end = _place(name, shape, storage, end)
+        pieces, end = place(name, shape, storage, end)
         tensors.append(OnnxTensor(name, shape, storage, pieces, cache=cache))
     return OnnxPlan(gguf, decoder, recipe, block, device, tuple(tensors), end)
 
@@ -175,7 +230,7 @@ def _caches(decoder: Decoder) -> Iterator[tuple[str, RotaryCache]]:
             yield f"rope.{number}.{function}", RotaryCache(table, function)
 
 
-def _place(name: str, shape: tuple[int, ...], storage: Storage, end: int) -> tuple[tuple[Piece, ...], int]:
+def place(name: str, shape: tuple[int, ...], storage: Storage, end: int) -> tuple[tuple[Piece, ...], int]:
     """The pieces of a tensor from byte `end` of the data file on, and where they end."""
     n_rows, row_length = math.prod(shape[:-1]), shape[-1]
     layout = storage.blocks
@@ -205,7 +260,7 @@ class OnnxSlab:
     n_rows: int
 
 
-def slabs_of(plan: OnnxPlan) -> Iterator[OnnxSlab]:
+def slabs_of(plan: FolderPlan) -> Iterator[OnnxSlab]:
     """The plan's tensors in order, cut into about SLAB_WEIGHTS weights, never inside a transform's row group."""
     number = 0
     for index, tensor in enumerate(plan.tensors):

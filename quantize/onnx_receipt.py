@@ -1,7 +1,6 @@
 """The receipt of an ONNX folder, as quantize.receipt makes a GGUF file's: what it was made from, and what it lost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from medlite.files import file_sha256
 from medlite.onnx_format import DATA_NAME
 from quantize.checkpoint import read_json_object
 from quantize.encode import RowErrors
-from quantize.onnx_plan import OnnxPlan, OnnxSlab, OnnxTensor
+from quantize.onnx_plan import FolderPlan, OnnxSlab, OnnxTensor
 from quantize.receipt import errors_row, made_by, range_sha256, source_facts
 
 SCHEMA = "medlite-onnx-receipt-1"
@@ -30,7 +29,7 @@ def read_onnx_receipt(folder: Path) -> dict[str, Any]:
 
 
 def make_onnx_receipt(
-    plan: OnnxPlan, part: Path, slabs: Sequence[OnnxSlab], errors: Mapping[int, RowErrors] | None,
+    plan: FolderPlan, part: Path, slabs: Sequence[OnnxSlab], errors: Mapping[int, RowErrors] | None,
     shard_hashes: Mapping[Path, str], on_bytes: Callable[[int], None],
 ) -> dict[str, Any]:
     """The receipt of a folder that is whole under its .part name; every byte is read again for its hash.
@@ -45,13 +44,13 @@ def make_onnx_receipt(
     weights = [row for i, rows in by_tensor.items() if plan.tensors[i].cache is None for row in rows]
     return {
         "schema": SCHEMA,
-        "made_by": {**made_by(), "onnx": metadata.version("onnx")},
-        "source": source_facts(plan.gguf, shard_hashes),
+        "made_by": {**made_by(), **plan.made_by},
+        "source": source_facts(plan.checkpoint, shard_hashes),
         "recipe": plan.recipe.name, "block": plan.block, "device": plan.device,
-        "architecture": plan.decoder.family, "n_params": plan.n_params,
+        "architecture": plan.architecture, "n_params": plan.n_params,
         "bits_per_weight": round(plan.bits_per_weight, 6),
         "files": [{"name": path.name, "n_bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files],
-        "ignored": dict(plan.gguf.ignored),
+        "ignored": dict(plan.ignored),
         "tensors": [_tensor_row(tensor, data, by_tensor.get(i), on_bytes) for i, tensor in enumerate(plan.tensors)],
         "total": errors_row(weights, with_worst=False),
     }

@@ -69,8 +69,8 @@ def find_onnx_recipe(name: str) -> OnnxRecipe:
     return recipe
 
 
-def choose_storage(recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, ...]) -> Storage:
-    """How the tensor `name` (a GGUF name) of `shape` is stored.
+def choose_storage(recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, ...], category: str = "") -> Storage:
+    """How the tensor `name` of `shape` is stored. category: empty for that of a GGUF name.
 
     Raises RecipeError where the block does not divide its rows: the runtime's embedding lookup knows no part blocks.
     """
@@ -84,7 +84,7 @@ def choose_storage(recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, 
         fitting = [str(b) for b in BLOCKS if shape[-1] % b == 0]
         hint = f"--block {' or '.join(fitting)}" if fitting else "--recipe fp16, which has no blocks"
         raise RecipeError(f"{name}: row length {shape[-1]} is not a multiple of {block} (--block)", hint=hint)
-    category = category_of(name)
+    category = category or category_of(name)
     if recipe.bits == 4 and category in recipe.int8:
         return Storage(8, BlockFormat(8, block), category)
     return Storage(recipe.bits, BlockFormat(recipe.bits, block, recipe.symmetric), "default")

@@ -10,7 +10,7 @@ from medlite.errors import CheckpointError
 from quantize.checkpoint import RowReader
 from quantize.encode import VIEWS, RowErrors, Rows, to_float32
 from quantize.onnx_blocks import LARGEST_WEIGHT, Blocks, decode_rows, encode_rows
-from quantize.onnx_plan import OnnxPlan, OnnxSlab, OnnxTensor
+from quantize.onnx_plan import FolderPlan, OnnxSlab, OnnxTensor
 
 NO_ERRORS = RowErrors(0.0, 0.0, 0, 0.0)
 
@@ -26,7 +26,7 @@ class EncodedPieces:
 class OnnxSlabEncoder:
     """Owns the read buffer of one thread."""
 
-    def __init__(self, plan: OnnxPlan, reader: RowReader, *, measure: bool = True) -> None:
+    def __init__(self, plan: FolderPlan, reader: RowReader, *, measure: bool = True) -> None:
         self.plan, self.reader, self.measure = plan, reader, measure
         self.raw: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -64,6 +64,9 @@ class OnnxSlabEncoder:
         tensor = self.plan.tensors[slab.tensor]
         if tensor.cache is not None:
             return tensor.cache.rows(slab.first_row, slab.n_rows)
+        if tensor.array is not None:
+            part = tensor.array.reshape(tensor.n_rows, -1)[slab.first_row : slab.first_row + slab.n_rows]
+            return np.ascontiguousarray(part)
         assert tensor.tensor is not None
         assert tensor.tensor.source is not None
         source = tensor.tensor.source

@@ -19,6 +19,7 @@ from typing import Any
 from medlite import __version__
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
+from quantize.checkpoint import Checkpoint
 from quantize.encode import RowErrors
 from quantize.parity import ParityReport
 from quantize.plan import PlannedTensor, QuantizationPlan
@@ -81,8 +82,8 @@ class SourceHasher:
     A shard in a hub cache is a link to a blob named by its SHA-256 (huggingface_hub checked it), so it is not read.
     """
 
-    def __init__(self, plan: QuantizationPlan, *, enabled: bool) -> None:
-        shards = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()}) if enabled else []
+    def __init__(self, checkpoint: Checkpoint, *, enabled: bool) -> None:
+        shards = sorted({tensor.path for tensor in checkpoint.tensors.values()}) if enabled else []
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1)
         self._hashes = {shard: self._pool.submit(self._hash, shard) for shard in shards}
@@ -121,7 +122,7 @@ def make_receipt(plan: QuantizationPlan, paths: Sequence[Path], facts: WrittenFa
     return {
         "schema": SCHEMA,
         "made_by": made_by(),
-        "source": source_facts(plan, facts.shard_hashes),
+        "source": source_facts(plan.checkpoint, facts.shard_hashes),
         "recipe": plan.recipe.name,
         "imatrix_sha256": _importance_sha256(plan),
         "architecture": plan.architecture.gguf_name,
@@ -145,11 +146,11 @@ def made_by() -> dict[str, str]:
     return {"medlite": __version__, **versions, "python": platform.python_version(), "machine": platform.machine()}
 
 
-def source_facts(plan: QuantizationPlan, shard_hashes: Mapping[Path, str]) -> dict[str, Any]:
+def source_facts(checkpoint: Checkpoint, shard_hashes: Mapping[Path, str]) -> dict[str, Any]:
     """The checkpoint: its folder's name, its hub revision where it lies in a hub cache, its files' hashes."""
-    folder = plan.checkpoint.folder.resolve()
+    folder = checkpoint.folder.resolve()
     is_snapshot = folder.parent.name == "snapshots"
-    shards = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()})
+    shards = sorted({tensor.path for tensor in checkpoint.tensors.values()})
     return {
         "name": folder.parent.parent.name.removeprefix("models--").replace("--", "/") if is_snapshot else folder.name,
         "revision": folder.name if is_snapshot else None,

@@ -87,7 +87,7 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
             for output in outputs:
                 writers.append(OutputWriter(output, settings))
                 stack.callback(writers[-1].close)
-            hasher = stack.enter_context(SourceHasher(outputs[0].plan, enabled=settings.hash_source))
+            hasher = stack.enter_context(SourceHasher(outputs[0].plan.checkpoint, enabled=settings.hash_source))
             _write_slabs(writers, settings)
             return [writer.finish(hasher) for writer in writers]
     except OSError as error:

@@ -21,8 +21,7 @@ from medlite.onnx_format import DATA_NAME, MODEL_NAME, is_onnx_folder
 from quantize.checkpoint import RowReader
 from quantize.journal import journal_path, open_journal
 from quantize.onnx_blocks import STRETCHES
-from quantize.onnx_config import companion_files
-from quantize.onnx_plan import OnnxPlan, OnnxSlab, slabs_of
+from quantize.onnx_plan import FolderPlan, OnnxSlab, slabs_of
 from quantize.onnx_receipt import RECEIPT_NAME, make_onnx_receipt
 from quantize.onnx_slabs import EncodedPieces, OnnxSlabEncoder
 from quantize.receipt import SourceHasher
@@ -34,12 +33,12 @@ from quantize.to_gguf import FREE_SPACE_MARGIN_BYTES, WriteSettings, write_at
 class OnnxWritten:
     """One finished folder. n_resumed_bytes: how much of it an earlier run had done."""
 
-    plan: OnnxPlan
+    plan: FolderPlan
     path: Path
     n_resumed_bytes: int
 
 
-def write_onnx(plan: OnnxPlan, path: Path, settings: WriteSettings | None = None) -> OnnxWritten:
+def write_onnx(plan: FolderPlan, path: Path, settings: WriteSettings | None = None) -> OnnxWritten:
     """Write the folder `path`, verified and with its receipt, or nothing under that name.
 
     Raises OutputError before the first byte if the folder exists (unless force) or the disk is short,
@@ -48,11 +47,11 @@ def write_onnx(plan: OnnxPlan, path: Path, settings: WriteSettings | None = None
     """
     settings = settings or WriteSettings()
     _check_output(plan, path, force=settings.force)
-    graph, companions = plan.graph, companion_files(plan)       # before a byte is written: both may refuse
+    graph, companions = plan.graph, plan.companions()       # before a byte is written: both may refuse
     writer: FolderWriter | None = None
     try:
         writer = FolderWriter(plan, path, settings)
-        with SourceHasher(plan.gguf, enabled=settings.hash_source) as hasher:
+        with SourceHasher(plan.checkpoint, enabled=settings.hash_source) as hasher:
             _write_slabs(writer, settings)
             shard_hashes = hasher.result()
         writer.add_files(graph, companions)
@@ -70,7 +69,7 @@ def write_onnx(plan: OnnxPlan, path: Path, settings: WriteSettings | None = None
     return OnnxWritten(plan, path, writer.n_resumed_bytes)
 
 
-def _check_output(plan: OnnxPlan, path: Path, *, force: bool) -> None:
+def _check_output(plan: FolderPlan, path: Path, *, force: bool) -> None:
     """Raise OutputError if the folder may not be written, or the disk cannot hold what is missing."""
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already", hint="--force replaces it, --out names another folder")
@@ -83,7 +82,7 @@ def _check_output(plan: OnnxPlan, path: Path, *, force: bool) -> None:
     check_free_space(path.parent, max(plan.n_data_bytes - held, 0) + FREE_SPACE_MARGIN_BYTES)
 
 
-def fingerprint(plan: OnnxPlan) -> str:
+def fingerprint(plan: FolderPlan) -> str:
     """SHA-256 over what decides the data file's bytes: the graph, source files (name, size, time), version."""
     digest = hashlib.sha256(f"{__version__} {SLAB_WEIGHTS} {STRETCHES}".encode() + plan.graph)
     for shard in sorted({tensor.path for tensor in plan.checkpoint.tensors.values()}):
@@ -95,7 +94,7 @@ def fingerprint(plan: OnnxPlan) -> str:
 class FolderWriter:
     """The .part folder, its data file and its journal. `write` may be called from several threads."""
 
-    def __init__(self, plan: OnnxPlan, path: Path, settings: WriteSettings) -> None:
+    def __init__(self, plan: FolderPlan, path: Path, settings: WriteSettings) -> None:
         self.plan, self.path, self.settings = plan, path, settings
         self.slabs = list(slabs_of(plan))
         self.part = part_path(path)
