@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import memory
+from bench.chat_protocol import TemplateSource, template_of_header
 from bench.record import ArtifactFacts
 from medlite.artifact import Artifact, open_artifact
 from medlite.errors import ArtifactError
@@ -48,6 +49,16 @@ def look_at(path: Path) -> Measured:
                     read_header(path) if path.is_file() else None)
 
 
+def template_of(measured: Measured) -> TemplateSource | None:
+    """The chat template that the artifact carries, or None."""
+    if measured.header:
+        return template_of_header(measured.header)
+    if measured.artifact and measured.artifact.format == "onnx":
+        facts = read_onnx_facts(measured.path)
+        return TemplateSource(facts.chat_template, facts.special_tokens) if facts.chat_template else None
+    return None
+
+
 def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
     """What the record says of the artifact, its hash included; on_bytes hears how much was read."""
     path = measured.path
@@ -56,7 +67,7 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
         return ArtifactFacts(
             file_name=path.name, sha256=files_sha256(files, on_bytes), format=artifact.format,
             model_name=artifact.name, recipe=artifact.recipe, n_params=artifact.n_params, n_bytes=artifact.n_bytes,
-            bits_per_weight=artifact.bits_per_weight,
+            bits_per_weight=artifact.bits_per_weight, source=source_of(path),
         )
     files = weight_files(path)
     headers = [safetensors_header(file) for file in files]
@@ -74,7 +85,27 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
     return ArtifactFacts(
         file_name=path.name, sha256=files_sha256(files, on_bytes), format="safetensors", model_name=path.name,
         recipe="+".join(sorted(dtypes)), n_params=n_params, n_bytes=measured.n_bytes, bits_per_weight=n_bits / n_params,
+        source=source_of(path),
     )
+
+
+def source_of(path: Path) -> str:
+    """The checkpoint behind `path`: what the receipt of an artifact names; of a checkpoint in the hub's cache its
+    repository, of another folder its name. Empty for an artifact without a receipt that can be read.
+    """
+    receipt = path / "receipt.json" if path.is_dir() else path.with_name(path.name + ".receipt.json")
+    if path.is_dir() and not receipt.is_file():
+        folder = path.resolve()
+        if folder.parent.name == "snapshots":  # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return folder.name
+    try:
+        if receipt.stat().st_size > MAX_HEADER_BYTES:
+            return ""
+        name = json.loads(receipt.read_bytes())["source"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def files_sha256(files: Sequence[Path], on_bytes: OnBytes) -> str:

@@ -25,7 +25,8 @@ CONTEXT_TOKENS = 4096  # holds every prompt of the task table, five-shot MMLU in
 
 @dataclass(frozen=True)
 class ArtifactFacts:
-    """The measured file. bits_per_weight: tensor data bits / n_params."""
+    """The measured file. bits_per_weight: tensor data bits / n_params. source: the checkpoint that it was made from, by
+    its receipt (a hub repository or a folder's name); empty where nothing says."""
 
     file_name: str
     sha256: str
@@ -35,6 +36,7 @@ class ArtifactFacts:
     n_params: int
     n_bytes: int
     bits_per_weight: float
+    source: str = ""
 
 
 @dataclass(frozen=True)

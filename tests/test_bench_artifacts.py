@@ -8,7 +8,7 @@ from tiny_checkpoint import make_llama
 from tiny_gguf import write_tiny_gguf
 from toy_engine import ToyEngine
 
-from bench.artifacts import facts_of, look_at
+from bench.artifacts import facts_of, look_at, source_of
 from bench.memory import allocated_kv_bytes, mapped_bytes_of
 from medlite.errors import ArtifactError
 
@@ -89,3 +89,20 @@ def test_the_runtimes_own_word_on_its_cache_is_taken_over_all_devices() -> None:
     info = dataclasses.replace(ToyEngine().info, buffer_bytes={"CUDA0 KV": 5, "CPU KV": 7, "CPU compute": 100})
     assert allocated_kv_bytes(info) == 12
     assert allocated_kv_bytes(ToyEngine().info) == 0
+
+
+def test_the_source_is_what_the_receipt_names_or_where_the_checkpoint_lies(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf")
+    assert facts_of(look_at(path), lambda n: None).source == ""
+    receipt = tmp_path / "a.gguf.receipt.json"
+    receipt.write_text('{"source": {"name": "owner/model"}}')
+    assert facts_of(look_at(path), lambda n: None).source == "owner/model"
+    for damaged in ("{", "[]", '{"source": {"name": 3}}', '{"source": null}'):
+        receipt.write_text(damaged)
+        assert source_of(path) == ""
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    assert source_of(snapshot) == "owner/model"
+    (snapshot / "receipt.json").write_text('{"source": {"name": "other"}}')  # an ONNX folder keeps its receipt inside
+    assert source_of(snapshot) == "other"
+    assert source_of(tmp_path) == tmp_path.name
