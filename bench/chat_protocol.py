@@ -7,7 +7,8 @@ their parser.)
 
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from bench.prompts import lettered
 from bench.scoring import OK, TRUNCATED, UNPARSED, ScoredSample, unanswered
@@ -29,12 +30,25 @@ _FIRST = re.compile(r"[\s*_\[]*(?:\(([A-Z])\)|([A-Z])[*_]*[.):\]])")
 _NAMED = re.compile(r"\b[Aa]nswer(?:\s+is)?\s*:?\s*[*_(\[]*\s*(?:[Oo]ption\s+)?([A-Z])\b")
 
 
-def builder_for(header: Header | None) -> PromptBuilder:
+@dataclass(frozen=True)
+class TemplateSource:
+    """A chat template as its model carries it. special_tokens: bos_token, eos_token, ... as text."""
+
+    text: str
+    special_tokens: Mapping[str, str]
+
+
+def template_of_header(header: Header) -> TemplateSource | None:
+    """The template of a GGUF file, or None for a model without one."""
+    found = read_template(header)
+    return TemplateSource(found.source, special_tokens(header)) if found else None
+
+
+def builder_for(source: TemplateSource | None) -> PromptBuilder:
     """The prompt builder under a model's own template. Raises TaskError if the model has none."""
-    found = read_template(header) if header else None
-    if header is None or found is None:
+    if source is None:
         raise TaskError("the model carries no chat template, the chat protocol needs one", hint="--protocol letters")
-    template = ChatTemplate(found.source, special_tokens(header), now=lambda: PINNED_DATE)
+    template = ChatTemplate(source.text, source.special_tokens, now=lambda: PINNED_DATE)
 
     def build(sample: Sample, shots: Sequence[Sample]) -> Prompt:
         if shots:

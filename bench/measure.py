@@ -15,13 +15,14 @@ from bench.meters import Costs, Meters
 from bench.prompts import PROTOCOLS
 from bench.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
 from bench.scoring import ScoredSample, score_samples
+from bench.server import score_on_server
 from bench.speed import measure_speed
 from bench.task import Prompt, Sample, Task, samples_sha256
 from medlite import __version__
 from medlite.devices import process_memory
 from medlite.engines.engine import Engine, EngineInfo
+from medlite.engines.openai import OpenAIEngine
 from medlite.errors import TaskError
-from medlite.gguf_format import Header
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class Questions:
 
 
 def prepare(
-    task: Task, samples: Sequence[Sample], shots: Sequence[Sample], settings: RunSettings, header: Header | None = None,
+    task: Task, samples: Sequence[Sample], shots: Sequence[Sample], settings: RunSettings,
+    template: chat_protocol.TemplateSource | None = None,
 ) -> Questions:
-    """The questions of a run. header: of the model, whose template the chat protocol needs.
+    """The questions of a run. template: of the model, which the chat protocol needs.
 
     Raises TaskError if the set has another size than the task's row says.
     """
@@ -59,7 +61,7 @@ def prepare(
     drawn = draw(samples, settings.limit, settings.seed)
     build = PROTOCOLS[settings.protocol] or task.build_prompt
     if settings.protocol == "chat":
-        build = chat_protocol.builder_for(header)
+        build = chat_protocol.builder_for(template)
     items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
     facts = TaskFacts(
         name=task.name, source=task.source, revision=" ".join(dict.fromkeys(f.revision for f in task.files)),
@@ -84,11 +86,11 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: its facts, its file (for the memory split), its key-value cache size, and the counters that
-    were started before it was loaded, None for none."""
+    """What is measured: its facts, its file (for the memory split; None behind a server), its key-value cache size,
+    and the counters that were started before it was loaded, None for none."""
 
     facts: ArtifactFacts
-    path: Path
+    path: Path | None
     kv_cache_bytes: int = 0
     meters: Meters | None = None
 
@@ -136,10 +138,12 @@ def measure(
         performance = replace(
             performance, scoring_seconds=seconds, n_scored=len(left),
             n_prompt_tokens=sum(s.n_prompt_tokens for s in samples[len(writer.done):]),
-            peak_rss_bytes=process_memory().peak, weights_resident_bytes=memory.mapped_bytes_of(subject.path),
             peak_vram_bytes=costs.peak_vram_bytes, cpu_joules=costs.cpu_joules, gpu_joules=costs.gpu_joules,
             notes=(*_notes(settings, resumed=bool(writer.done)), *costs.notes),
         )
+        if subject.path is not None:
+            performance = replace(performance, peak_rss_bytes=process_memory().peak,
+                                  weights_resident_bytes=memory.mapped_bytes_of(subject.path))
         writer.finish(performance, tuple(samples))
     return replace(record, samples=tuple(samples), performance=performance, complete=True)
 
@@ -148,6 +152,10 @@ def score(
     engine: Engine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings,
 ) -> Iterator[ScoredSample]:
     """Scored samples, one call of the engine a group of questions."""
+    if isinstance(engine, OpenAIEngine):
+        for start in range(0, len(items), settings.n_group or len(items) or 1):
+            yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
+        return
     if settings.protocol == "chat":
         yield from chat_protocol.score_chat(engine, items, reply_tokens=settings.reply_tokens)
         return
@@ -172,6 +180,8 @@ def environment() -> dict[str, str]:
 
 def _notes(settings: RunSettings, *, resumed: bool) -> tuple[str, ...]:
     notes = [] if settings.measure_speed else ["prefill and decode speed were not measured"]
+    if settings.url:
+        notes.append("the model runs behind a server: its memory was not measured, its weights were not hashed")
     if resumed:
         notes.append("resumed: scoring time, energy and prompt tokens are of the last session only")
     return tuple(notes)

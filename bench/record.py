@@ -63,6 +63,9 @@ class RunSettings:
     that the engine gets in one call, to share their prefixes; a resumed run begins at a group, so that it gives the
     same bits. reply_tokens: longest reply of the chat protocol.
     margin_points: accuracy loss, in percentage points, that the user declared tolerable before the run.
+    n_orders: in how many orders of its options each question is asked, see `bench.orders`.
+    url, server_model, n_parallel: of the openai engine: the server's address, the model's name there, and how many
+    requests are under way at once.
     """
 
     protocol: str = "letters"
@@ -79,6 +82,10 @@ class RunSettings:
     reply_tokens: int = 64
     margin_points: float = 1.0
     measure_speed: bool = True
+    n_orders: int = 1
+    url: str = ""
+    server_model: str = ""
+    n_parallel: int = 1
 
 
 @dataclass(frozen=True)

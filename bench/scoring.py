@@ -29,7 +29,8 @@ class ScoredSample:
     """One answered question. option_log_probabilities: nats, summed over an option's tokens; empty unless status ok.
 
     prediction: index of the option chosen, NO_PREDICTION unless status is ok. distribution: next-token distribution
-    at the answer position, where the option's first token is due. text: the reply, in the chat protocol.
+    at the answer position, where the option's first token is due. text: the reply, in the chat protocol; of a
+    failed sample the reason.
     question, options: kept so that a report made elsewhere can show which questions turned.
     """
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +23,15 @@ from bench import artifacts, fetch, memory
 from bench.measure import Output, Progress, Subject, measure, prepare
 from bench.meters import Meters
 from bench.record import CONTEXT_TOKENS, RunSettings
+from bench.server import facts_of_server, template_of_server
 from bench.tasks import find_task
 from bench.tasks.local import local_task
 from bench.text import N_CONTEXT, TextScore, chunks, token_nats
 from medlite.engines.engine import Engine
-from medlite.errors import MedliteError, TaskError
+from medlite.engines.http_json import parse_address
+from medlite.engines.openai import OpenAIEngine, open_openai
+from medlite.errors import MedliteError, ServerError, TaskError
+from medlite.hub import is_offline
 
 OpenEngine = Callable[[Path, RunSettings], Engine]
 PROGRESS_SECONDS = 0.1  # between two reports of one phase
@@ -74,8 +79,16 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
     samples, shots = fetch.load(task, data, shots_data, n_shots=settings.n_shots)
     if data is not None:
         task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size
+    output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
+    if settings.url:
+        with closing(open_server(settings)) as server:
+            template = template_of_server(server) if settings.protocol == "chat" else None
+            questions = prepare(task, samples, shots, settings, template)
+            settings = replace(settings, n_context=server.info.n_context, measure_speed=False)
+            measure(server, Subject(facts_of_server(server), None), questions, settings, output, reporter)
+        return
     measured = artifacts.look_at(Path(request["artifact"]))
-    questions = prepare(task, samples, shots, settings, measured.header)
+    questions = prepare(task, samples, shots, settings, artifacts.template_of(measured))
     facts = artifacts.facts_of(measured, counter(reporter, "hash", measured.n_bytes))
     if not settings.n_context:
         settings = replace(settings, n_context=min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
@@ -85,9 +98,7 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
         try:
             reporter(Progress("load", measured.n_bytes, measured.n_bytes))
             kv_cache = memory.allocated_kv_bytes(engine.info) or measured.kv_cache_bytes(engine.info.n_context)
-            subject = Subject(facts, measured.path, kv_cache, meters)
-            output = Output(Path(request["out"]), resume=request["resume"], force=request["force"])
-            measure(engine, subject, questions, settings, output, reporter)
+            measure(engine, Subject(facts, measured.path, kv_cache, meters), questions, settings, output, reporter)
         finally:
             engine.close()
 
@@ -131,6 +142,15 @@ def counter(reporter: Reporter, phase: str, total: int) -> Callable[[int], None]
         reporter(Progress(phase, done, total))
 
     return on_bytes
+
+
+def open_server(settings: RunSettings) -> OpenAIEngine:
+    """The server that the settings name. Raises ServerError for another machine where the user forbade the network."""
+    address = parse_address(settings.url)
+    if is_offline() and not address.is_this_machine:
+        raise ServerError(f"{address.text} is another machine, and --offline or HF_HUB_OFFLINE forbids the network",
+                          hint="a server on localhost may be asked")
+    return open_openai(address, model=settings.server_model, full=settings.max_tokens == 0)
 
 
 def open_real_engine(path: Path, settings: RunSettings) -> Engine:

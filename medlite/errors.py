@@ -9,7 +9,9 @@ MedliteError
 ├── EngineError            a runtime could not load or run a model
 │   ├── DeviceError        the asked-for device is not there or not usable
 │   ├── MemoryShortError   loading would exhaust memory
-│   └── ContextError       a prompt does not fit the context
+│   ├── ContextError       a prompt does not fit the context
+│   └── ServerError        a server cannot be reached, or is not what it must be
+│       └── RefusedError   it refuses one request, or does not tell one probability; others may succeed
 ├── TaskError              a question set is missing, malformed or ambiguous
 ├── RecordError            a run record is malformed, or two records cannot be compared
 └── MissingExtraError      an optional dependency is not installed
@@ -57,6 +59,14 @@ class MemoryShortError(EngineError):
 
 
 class ContextError(EngineError):
+    pass
+
+
+class ServerError(EngineError):
+    pass
+
+
+class RefusedError(ServerError):
     pass
 
 

@@ -7,7 +7,7 @@ from bench_toys import make_sample, record_of
 from tiny_gguf import write_tiny_gguf
 from toy_engine import CHAT_TEMPLATE, ToyEngine
 
-from bench.chat_protocol import builder_for, parse_reply, score_chat, user_text
+from bench.chat_protocol import builder_for, parse_reply, score_chat, template_of_header, user_text
 from bench.compare import UNKNOWN, compare
 from bench.measure import prepare
 from bench.record import RunSettings
@@ -55,14 +55,14 @@ def test_a_prompt_that_leaves_no_room_for_the_reply_is_truncated() -> None:
 def test_the_prompt_is_the_models_own_template_with_a_pinned_date(tmp_path: Path) -> None:
     dated = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
     header = read_header(write_tiny_gguf(tmp_path / "dated.gguf", template=dated))
-    assert builder_for(header)(make_sample(0), []).context.startswith("2024 Which class is drug 0?")
+    assert builder_for(template_of_header(header))(make_sample(0), []).context.startswith("2024 Which class is drug 0?")
     plain = read_header(write_tiny_gguf(tmp_path / "chat.gguf", template=CHAT_TEMPLATE))
-    assert builder_for(plain)(make_sample(0), []).context == rendered(0).context
+    assert builder_for(template_of_header(plain))(make_sample(0), []).context == rendered(0).context
 
 
 def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
     header = read_header(write_tiny_gguf(tmp_path / "base.gguf", template=None))
-    for none in (header, None):
+    for none in (template_of_header(header), None):
         with pytest.raises(TaskError, match="carries no chat template"):
             builder_for(none)
 

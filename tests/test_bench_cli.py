@@ -12,7 +12,9 @@ import click
 import pytest
 from bench_toys import OPTIONS, make_sample
 from click.testing import CliRunner
+from fake_server import serving
 from tiny_gguf import write_tiny_gguf
+from toy_engine import ToyEngine
 
 from bench.record import RunSettings, read_record
 from medlite.cli import bench as bench_cli
@@ -86,6 +88,9 @@ def test_a_record_is_kept_for_the_settings_it_was_made_with(folder: Path) -> Non
     ("bench run a.gguf --data gone.jsonl", "gone.jsonl: no such file", ""),
     ("bench run a.gguf --data q.jsonl --shots 3", "local:q.jsonl: has no few-shot examples", "--shots 0"),
     ("bench run a.gguf --data q.jsonl --engine abacus", "unknown engine 'abacus'", "llamacpp"),
+    ("bench run --engine openai --data q.jsonl", "the openai engine needs a server", "--url"),
+    ("bench run a.gguf --url localhost:1 --data q.jsonl", "--url names a server, 'a.gguf' names another", "--model"),
+    ("bench run --url gpu7 --offline --data q.jsonl", "http://gpu7:80 is another machine", "localhost"),
     ("bench compare a.jsonl gone.jsonl", "gone.jsonl: no such run record", ""),
     ("bench compare a.jsonl q.jsonl", "q.jsonl: is no run record", ""),
     ("bench compare a.jsonl b.jsonl --report r.docx", "no report has the ending '.docx'", ".html"),
@@ -97,6 +102,18 @@ def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message:
     assert message in result.stderr
     assert hint in result.stderr
     assert not list(folder.glob("*.part"))
+
+
+def test_a_server_is_asked_aloud_and_compared_without_kl(folder: Path) -> None:
+    with serving(ToyEngine(noise=0.2), "vllm") as server:
+        result = medlite(folder, f"bench run --engine openai --url {server.url} --data q.jsonl -o served.jsonl")
+    assert result.returncode == 0, result.stderr
+    assert f"the questions go to {server.url} (this machine)" in result.stderr
+    assert "toy-70b" in result.stdout
+    assert read_record(folder / "served.jsonl").count("ok") == 12
+    compared = medlite(folder, "bench compare served.jsonl a.jsonl --report served.html")
+    assert "no KL over the vocabulary" in compared.stderr
+    assert compared.returncode == 0
 
 
 def commands() -> list[tuple[str, click.Command]]:

@@ -1,5 +1,6 @@
 """`medlite bench run`: ask a model the questions and keep every answer."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medlite.cli import print_json
-from medlite.errors import OutputError, TaskError
+from medlite.errors import EngineError, OutputError, TaskError
 
 if TYPE_CHECKING:
     from bench.measure import OnProgress, Progress
@@ -59,11 +60,14 @@ def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
     names = ("n_shots", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points",
              "reply_tokens")
     settings = {name: options[name] for name in names}
+    if options.get("url"):
+        settings |= {"engine": "openai", "url": options["url"], "server_model": options["server_model"],
+                     "n_parallel": options["n_parallel"]}
     settings["dtype"] = options["dtype"] or ""
     settings["protocol"] = options["protocol"] or (TASKS[task].protocol if task in TASKS else "letters")
     if options["exact"]:
         settings["max_tokens"] = 0
-    return RunSettings(**settings, measure_speed=not options["no_speed"])
+    return RunSettings(**settings, measure_speed=not options["no_speed"] and not options.get("url"))
 
 
 @click.command("run", epilog="""\b
@@ -73,10 +77,19 @@ Examples:
   medlite bench run model-Q4_K_M.gguf --task mmlu_medical --shots 5 -o q4-mmlu.jsonl
   medlite bench run model-Q4_K_M.gguf --task medqa --resume -o q4.jsonl
   medlite bench run model-Q4_K_M.gguf --data my-questions.jsonl -o mine.jsonl
+  medlite bench run --engine openai --url http://localhost:8080 --task medqa -o bf16-70b.jsonl
 
 One task makes a file, several make a folder with a file each.""")
-@click.argument("model")
+@click.argument("model", required=False, default="")
 @run_options
+@click.option("--url", metavar="URL", default="",
+              help="Ask an OpenAI-compatible server that tells log-probabilities (llama-server, vLLM); the questions "
+                   "go there.")
+@click.option("--model", "server_model", metavar="NAME", default="",
+              help="The model's name at the server. Default: its only one.")
+@click.option("--parallel", "n_parallel", type=click.IntRange(1, 256), default=4, show_default=True,
+              help="Requests to the server at once.")
+@click.option("--offline", is_flag=True, help="Open no socket to another machine.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the record goes.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--force", is_flag=True, help="Replace a finished record.")
@@ -84,11 +97,12 @@ One task makes a file, several make a folder with a file each.""")
 def command(model: str, out: Path | None, resume: bool, force: bool, as_json: bool, **options: Any) -> None:
     """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo.
 
-    With --engine torch, MODEL is a checkpoint folder.
+    With --engine torch, MODEL is a checkpoint folder; with --engine openai there is a --url instead. A server that
+    wants a key gets the one in the environment variable MEDLITE_API_KEY.
     """
-    from medlite.registry import resolve_model
-
-    path = Path(model) if options["engine"] == "torch" else resolve_model(model)
+    if options["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    path = model_path(model, options)
     names = wanted_tasks(options)
     records = [
         run_one(path, name, options, out=out_path(out, name, several=len(names) > 1), resume=resume, force=force,
@@ -99,6 +113,26 @@ def command(model: str, out: Path | None, resume: bool, force: bool, as_json: bo
         print_json([record_facts(record) for record in records])
         return
     show_records(records)
+
+
+def model_path(model: str, options: dict[str, Any]) -> Path:
+    """Where the model is; of one behind a server the name of its host, which is said aloud before anything is sent."""
+    from medlite.engines.http_json import parse_address
+    from medlite.registry import resolve_model
+
+    if not options["url"]:
+        if options["engine"] == "openai":
+            raise EngineError("the openai engine needs a server", hint="--url http://localhost:8080")
+        if not model:
+            raise click.UsageError("Missing argument 'MODEL'.")
+        return Path(model) if options["engine"] == "torch" else resolve_model(model)
+    if options["engine"] not in ("", "openai") or model:
+        raise EngineError(f"--url names a server, {model or options['engine']!r} names another model or engine",
+                          hint="--engine openai --url URL --model NAME-AT-THE-SERVER")
+    address = parse_address(options["url"])
+    where = "this machine" if address.is_this_machine else "ANOTHER MACHINE"
+    click.echo(f"the questions go to {address.text} ({where})", err=True)
+    return Path(address.host)
 
 
 def wanted_tasks(options: dict[str, Any]) -> list[str]:

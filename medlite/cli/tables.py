@@ -30,7 +30,8 @@ def comparison_table(rows: "Sequence[SummaryRow]") -> Table:
         flips = NOTHING if row.right_to_wrong is None else f"{row.right_to_wrong}\n{row.wrong_to_right}"
         loss = NOTHING if row.loss_points is None else interval_cell(row.loss_points, signed=True)
         table.add_row(
-            row.name, format_bytes(row.n_bytes), f"{row.bits_per_weight:.2f}", format_bytes(row.peak_rss_bytes),
+            row.name, size_cell(row.n_bytes), f"{row.bits_per_weight:.2f}" if row.bits_per_weight else NOTHING,
+            size_cell(row.peak_rss_bytes),
             interval_cell(row.accuracy, scale=100), loss, flips,
             speed_cell(row.prefill_tokens_per_second), speed_cell(row.decode_tokens_per_second),
         )
@@ -56,7 +57,7 @@ def verdict_table(comparisons: "Sequence[Comparison]", p_values: Sequence[float]
 
 def record_table(records: "Sequence[RunRecord]") -> Table:
     """One row a finished run: what it scored and what it cost."""
-    from bench.compare import accuracy
+    from bench.compare import accuracy, label
 
     table = _table("second lines: 95 % intervals · memory: peak resident, of that the weights")
     for name in ("", "task", "accuracy\n%", "right", "of", "memory\nweights", "load\ns", "questions\n/s",
@@ -65,10 +66,10 @@ def record_table(records: "Sequence[RunRecord]") -> Table:
     for record in records:
         costs = record.performance
         table.add_row(
-            record.artifact.recipe, record.task.name, interval_cell(accuracy(record), scale=100),
+            label(record), record.task.name, interval_cell(accuracy(record), scale=100),
             f"{record.n_correct:,}", f"{len(record.samples):,}",
-            f"{format_bytes(costs.peak_rss_bytes)}\n{format_bytes(costs.weights_resident_bytes)}",
-            f"{costs.load_seconds:.1f}", speed_cell(costs.questions_per_second),
+            f"{size_cell(costs.peak_rss_bytes)}\n{size_cell(costs.weights_resident_bytes)}",
+            f"{costs.load_seconds:.1f}" if costs.load_seconds else NOTHING, speed_cell(costs.questions_per_second),
             speed_cell(costs.prefill_tokens_per_second), speed_cell(costs.decode_tokens_per_second),
         )
     return table
@@ -107,6 +108,11 @@ def interval_cell(interval: "Interval", *, scale: float = 1.0, signed: bool = Fa
     low, high = scale * interval.low, scale * interval.high
     value = f"{scale * interval.value:+.1f}" if signed else f"{scale * interval.value:.1f}"
     return f"{value}\n{low:.1f}..{high:.1f}"
+
+
+def size_cell(n_bytes: int) -> str:
+    """The size with its unit; a dot where it is not known."""
+    return format_bytes(n_bytes) if n_bytes else NOTHING
 
 
 def speed_cell(tokens_per_second: float) -> str:
