@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medlite.engines.decode_speed import attention_key
 from medlite.engines.llama_memory import (
     CELL_PADDING,
+    KV_TYPES,
     RESERVE_BYTES,
     MemoryEstimate,
     ModelShape,
@@ -20,11 +22,17 @@ from medlite.engines.llama_memory import (
     n_cells_for,
 )
 from medlite.files import cache_folder, write_json_whole
-from medlite.gguf_format import Header
+from medlite.gguf_format import GGML_TYPES, Header, TensorInfo
 
 N_BATCH = 512                    # as medlite.engines.llamacpp
 STANDARD_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
 USED_TOKENS = 1024               # in the cache while a decode speed is predicted
+
+# What a decode takes beside reading: per layer some twenty small operations, per token the graph and the choice of the
+# token, per vocabulary entry the softmax of its log-probability. Measured: medlite.measure_fit on the demo model.
+LAYER_SECONDS = 12e-6
+TOKEN_SECONDS = 150e-6
+VOCABULARY_SECONDS = 0.7e-9
 
 # What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit.
 RUNTIME_BYTES = 45 << 20
@@ -83,22 +91,45 @@ def windowed_kv_bytes(header: Header, shape: ModelShape, n_context: int, kv_type
 
 def decode_tokens_per_second(header: Header, shape: ModelShape, kv_type: str, bytes_per_second: Mapping[str, float],
                              n_used: int = USED_TOKENS) -> float | None:
-    """Tokens per second on the CPU with `n_used` tokens in the cache, from the speed at which each type is read.
+    """Tokens per second on the CPU with `n_used` tokens in the cache, from the speeds of `reading_names`.
 
-    Every matrix is read once a token; of an embedding that is no output head, one row. None if a type's speed is
-    not known.
+    Every matrix is read once a token; of an embedding that is no output head, one row; the cache once for every query
+    head. None if a type's speed is not known.
     """
-    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
-    seconds = 0.0
-    for tensor in header.tensors:
-        if len(tensor.shape) < 2 or (tensor.name == "token_embd.weight" and not tied):
-            continue
+    seconds = TOKEN_SECONDS + shape.n_layer * LAYER_SECONDS + shape.n_vocab * VOCABULARY_SECONDS
+    for tensor in matrices_read(header):
         if tensor.type.name not in bytes_per_second:
             return None
         seconds += tensor.n_bytes / bytes_per_second[tensor.type.name]
-    if "F16" in bytes_per_second:
-        seconds += n_used * kv_bytes_per_token(shape, kv_type) / bytes_per_second["F16"]
-    return 1 / seconds if seconds else None
+    attention = kv_attention_key(header, shape, kv_type)
+    if attention not in bytes_per_second:
+        return None
+    per_head = 2 * GGML_TYPES[KV_TYPES[kv_type]].row_bytes(head_size(header, shape))
+    seconds += n_used * shape.n_layer * shape.n_head * per_head / bytes_per_second[attention]
+    return 1 / seconds
+
+
+def reading_names(header: Header, shape: ModelShape, kv_type: str) -> list[str]:
+    """What a decode reads, as `medlite.engines.decode_speed.bytes_per_second` names it."""
+    types = dict.fromkeys(tensor.type.name for tensor in matrices_read(header))
+    return [kv_attention_key(header, shape, kv_type), *types]
+
+
+def matrices_read(header: Header) -> list[TensorInfo]:
+    """The matrices that every token is multiplied with."""
+    tied = all(tensor.name != "output.weight" for tensor in header.tensors)
+    return [tensor for tensor in header.tensors
+            if len(tensor.shape) > 1 and (tied or tensor.name != "token_embd.weight")]
+
+
+def kv_attention_key(header: Header, shape: ModelShape, kv_type: str) -> str:
+    return attention_key(KV_TYPES[kv_type], head_size(header, shape))
+
+
+def head_size(header: Header, shape: ModelShape) -> int:
+    """Elements of one attention head's key."""
+    stated = header.get(f"{header.get('general.architecture')}.attention.key_length")
+    return stated if isinstance(stated, int) else shape.n_embd // max(shape.n_head, 1)
 
 
 # --- past error ------------------------------------------------------------------------------------------------------

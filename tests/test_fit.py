@@ -108,10 +108,16 @@ def test_decode_reads_every_matrix_once_and_no_embedding(tmp_path: Path) -> None
     header = read_header(write_tiny_gguf(tmp_path / "m.gguf"))
     shape = read_shape(header)
     matrices = sum(t.n_bytes for t in header.tensors if len(t.shape) > 1 and t.name != "token_embd.weight")
-    assert decode_tokens_per_second(header, shape, "f16", {"F32": 1e9}) == pytest.approx(1e9 / matrices)
-    cache = 100 * 2 * 2 * 2 * 64 * 2  # tokens * K and V * layers * KV heads * head size * bytes
-    slow = decode_tokens_per_second(header, shape, "f16", {"F32": 1e9, "F16": 1e9}, n_used=100)
-    assert slow == pytest.approx(1e9 / (matrices + cache))
+    fixed = fit.TOKEN_SECONDS + 2 * fit.LAYER_SECONDS + shape.n_vocab * fit.VOCABULARY_SECONDS
+    attention, _ = names = fit.reading_names(header, shape, "f16")
+    assert names == ["attention over F16 in heads of 64", "F32"]
+    speeds = {"F32": 1e9, attention: 1e9}
+    assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=0) == pytest.approx(
+        1 / (matrices / 1e9 + fixed))
+    cache = 100 * 2 * 4 * (64 + 64) * 2  # tokens * layers * query heads * (K and V of a head) * bytes
+    assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=100) == pytest.approx(
+        1 / ((matrices + cache) / 1e9 + fixed))
+    assert decode_tokens_per_second(header, shape, "q8_0", speeds) is None
     assert decode_tokens_per_second(header, shape, "f16", {"Q4_K": 1e9}) is None
 
 
@@ -119,6 +125,8 @@ def test_a_reading_speed_is_measured_once_and_remembered() -> None:
     first = decode_speed.bytes_per_second(["Q4_K"], 1, budget_seconds=60)
     assert set(first) == {"memory", "Q4_K"}
     assert 1e7 < first["Q4_K"] <= first["memory"] < 1e13
+    assert decode_speed.together(1.0, 1e6) == pytest.approx(1)
+    assert decode_speed.together(1.0, 1.0) == pytest.approx(0.84, abs=0.01)
     assert decode_speed.bytes_per_second(["Q4_K"], 1, budget_seconds=0) == first
     decode_speed.speeds_path().write_text("{")
     assert decode_speed.bytes_per_second(["Q4_K", "Q8_0"], 1, budget_seconds=-1) == {}
@@ -130,13 +138,19 @@ def test_every_kind_of_type_can_be_timed(name: str) -> None:
     assert decode_speed.measure_bytes_per_second(kind, 1, n_bytes=1 << 20, n_rounds=1) > 0
 
 
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0"])
+def test_attention_over_every_kind_of_cache_can_be_timed(name: str) -> None:
+    assert decode_speed.measure_attention(decode_speed.GGML_TYPES[name], 64, 1, n_rounds=1) > 0
+    assert decode_speed.bytes_per_second([decode_speed.attention_key(name, 64)], 1, budget_seconds=60)
+
+
 def test_memory_of_a_loaded_model_is_predicted_and_the_error_kept(tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "m.gguf")
     # A process that imports this file's tools holds them too, so the child is what a user's process is.
-    measured, median = measure_fit.measure(model, 512, 1, 8, "f16")
+    measured = measure_fit.measure(model, 512, 1, 2, "f16")
     # So small a model is all runtime, whose own memory differs by some 20 MB between installations.
     assert measured.predicted_peak_bytes == pytest.approx(measured.measured_peak_bytes, abs=25e6)
-    assert median > 0
+    assert measured.measured_tokens_per_second > 0
     assert fit.read_history() == [measured]
     again = Measured(**{**vars(measured), "measured_peak_bytes": 1})
     fit.remember(again)

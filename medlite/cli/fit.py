@@ -91,7 +91,7 @@ def command(model: str, n_context: int | None, kv_type: str, memory: str | None,
                       n_threads or physical_cores())
     candidates = find_candidates(model)
     contexts = wanted_contexts(n_context, candidates[0].shape.n_context_trained)
-    candidates = [predict(candidate, contexts, kv_type) for candidate in with_speeds(candidates, machine)]
+    candidates = [predict(candidate, contexts, kv_type) for candidate in with_speeds(candidates, machine, kv_type)]
     context = n_context or max(n for n in contexts if n <= max(COMMON_CONTEXT, contexts[0]))
     if as_json:
         print_json(as_data(model, candidates, machine, context, kv_type, read_history()))
@@ -178,25 +178,26 @@ def wanted_contexts(n_context: int | None, trained: int) -> list[int]:
     return usual
 
 
-def with_speeds(candidates: list[Candidate], machine: Machine) -> list[Candidate]:
+def with_speeds(candidates: list[Candidate], machine: Machine, kv_type: str) -> list[Candidate]:
     """The candidates with their decode speed on this machine; none where it is another machine's memory."""
     from medlite.fit import decode_tokens_per_second
 
     if machine.stated:
         return candidates
-    speeds = measured_speeds(candidates, machine.n_threads)
-    return [replace(c, tokens_per_second=decode_tokens_per_second(c.header, c.shape, "f16", speeds))
+    speeds = measured_speeds(candidates, machine.n_threads, kv_type)
+    return [replace(c, tokens_per_second=decode_tokens_per_second(c.header, c.shape, kv_type, speeds))
             for c in candidates]
 
 
-def measured_speeds(candidates: list[Candidate], n_threads: int) -> dict[str, float]:
-    """Bytes per second of the types that the candidates use, common ones first; empty where no engine loads."""
+def measured_speeds(candidates: list[Candidate], n_threads: int, kv_type: str) -> dict[str, float]:
+    """Bytes per second of what the candidates read, common ones first; empty where no engine loads."""
     from medlite.engines.decode_speed import bytes_per_second
+    from medlite.fit import reading_names
 
     first = sorted(candidates, key=lambda c: (c.recipe != COMMON_RECIPE, not c.recommendable))
-    types = [tensor.type.name for c in first for tensor in c.header.tensors if len(tensor.shape) > 1]
+    names = [name for c in first for name in reading_names(c.header, c.shape, kv_type)]
     try:
-        return bytes_per_second(dict.fromkeys(["F16", *types]), n_threads)
+        return bytes_per_second(dict.fromkeys(names), n_threads)
     except (MedliteError, AttributeError):  # AttributeError: a build of ggml without a function that the probe needs
         return {}
 

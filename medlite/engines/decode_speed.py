@@ -2,11 +2,13 @@
 
 Decoding one token multiplies every weight matrix with one vector, so its speed is that of reading the weights. Two
 limits: the memory's, measured once on more bytes than caches hold, and the kernel's, measured for each type on few
-bytes. The lower one holds, since a processor reads ahead while it computes.
+bytes. A processor reads ahead while it computes, so the lower one rules; near each other they hinder each other.
 """
 
 import ctypes
 import json
+import re
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,13 +25,21 @@ from medlite.gguf_format import GGML_TYPES, GgmlType, TensorInfo
 
 N_COLUMNS = 4096
 KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15     # fits a last-level cache
-MEMORY_BYTES, MEMORY_ROUNDS = 192 << 20, 6    # fits none but the largest servers'
-MEMORY_TYPE = "Q8_0"             # its kernel is the fastest per byte
+MEMORY_BYTES, MEMORY_ROUNDS = 256 << 20, 9    # fits none but the largest servers'
+MEMORY_TYPE = "F16"              # its kernel does the least per byte
 MEMORY_KEY = "memory"
+# Two limits a and b together give (a^-n + b^-n)^(-1/n). 4 was closest to matrices of 1 GiB in Q8_0 and Q4_K, one and
+# two threads on an EPYC: within 9 %, where the lower limit alone was up to 24 % too high.
+SHARPNESS = 4
 BUDGET_SECONDS = 0.6             # of one call; what it leaves unmeasured, the next call measures
 GGML_TYPE_F32 = 0
 STATUS_OK = 0                    # ggml.h, enum ggml_status
 OVERHEAD_BYTES = 1 << 20         # of a ggml context that holds no data
+
+
+# The attention that is timed: an 8B Llama's heads over a thousand tokens.
+ATTENTION_HEADS, ATTENTION_HEADS_KV, ATTENTION_TOKENS = 32, 8, 1024
+ATTENTION_KEY = re.compile(r"attention over (?P<type>\w+) in heads of (?P<size>\d+)")
 
 
 class _InitParams(ctypes.Structure):
@@ -60,7 +70,9 @@ def _ggml() -> _Ggml:
     for library, name, result, arguments in (
         (base, "ggml_init", pointer, [_InitParams]), (base, "ggml_free", None, [pointer]),
         (base, "ggml_new_tensor_2d", pointer, [pointer, integer, ctypes.c_int64, ctypes.c_int64]),
+        (base, "ggml_new_tensor_3d", pointer, [pointer, integer, *[ctypes.c_int64] * 3]),
         (base, "ggml_mul_mat", pointer, [pointer, pointer, pointer]),
+        (base, "ggml_flash_attn_ext", pointer, [*[pointer] * 5, *[ctypes.c_float] * 3]),
         (base, "ggml_new_graph", pointer, [pointer]), (base, "ggml_build_forward_expand", None, [pointer, pointer]),
         (base, "ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
         (base, "ggml_backend_buffer_clear", None, [pointer, ctypes.c_uint8]),
@@ -81,7 +93,7 @@ def measure_bytes_per_second(ggml_type: GgmlType, n_threads: int, n_bytes: int =
                              n_rounds: int = KERNEL_ROUNDS) -> float:
     """Bytes of `ggml_type` weights that a matrix of `n_bytes` times a vector reads in a second.
 
-    Of the fastest round: the others shared the processor with other programs.
+    Of the median round: what a user gets from a machine as it is.
     """
     ggml, pointers = _ggml(), _Pointers()
     base = ggml.base
@@ -106,7 +118,31 @@ def measure_bytes_per_second(ggml_type: GgmlType, n_threads: int, n_bytes: int =
         activations = pointers.keep(base.ggml_backend_buffer_free, base.ggml_backend_alloc_ctx_tensors_from_buft(
             scratch, base.ggml_backend_cpu_buffer_type()))
         base.ggml_backend_buffer_clear(activations, 0)
-        return n_rows * ggml_type.row_bytes(N_COLUMNS) / _fastest_round(graph, n_threads, n_rounds)
+        return n_rows * ggml_type.row_bytes(N_COLUMNS) / _median_round(graph, n_threads, n_rounds)
+    finally:
+        pointers.free()
+
+
+def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_rounds: int = KERNEL_ROUNDS) -> float:
+    """Bytes of keys and values that attention reads in a second for one new token, counted once for every query head.
+
+    Several heads share keys and values, and each reads them again, from the processor's caches. Of the median round.
+    """
+    ggml, pointers = _ggml(), _Pointers()
+    base = ggml.base
+    try:
+        context = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        query = base.ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, ATTENTION_HEADS)
+        keys, values = (base.ggml_new_tensor_3d(context, ggml_type.id, head_dim, ATTENTION_TOKENS, ATTENTION_HEADS_KV)
+                        for _ in range(2))
+        attended = base.ggml_flash_attn_ext(context, query, keys, values, None, head_dim ** -0.5, 0.0, 0.0)
+        graph = base.ggml_new_graph(context)
+        base.ggml_build_forward_expand(graph, attended)
+        buffer = pointers.keep(base.ggml_backend_buffer_free, base.ggml_backend_alloc_ctx_tensors_from_buft(
+            context, base.ggml_backend_cpu_buffer_type()))
+        base.ggml_backend_buffer_clear(buffer, 0)
+        n_bytes = 2 * ATTENTION_HEADS * ATTENTION_TOKENS * ggml_type.row_bytes(head_dim)
+        return n_bytes / _median_round(graph, n_threads, n_rounds)
     finally:
         pointers.free()
 
@@ -116,7 +152,7 @@ def clock_for(n_threads: int) -> Callable[[], float]:
     return time.thread_time if n_threads == 1 else time.perf_counter
 
 
-def _fastest_round(graph: Any, n_threads: int, n_rounds: int) -> float:
+def _median_round(graph: Any, n_threads: int, n_rounds: int) -> float:
     """Seconds that one computation of `graph` takes."""
     ggml = _ggml()
     backend = ggml.cpu.ggml_backend_cpu_init()
@@ -130,7 +166,7 @@ def _fastest_round(graph: Any, n_threads: int, n_rounds: int) -> float:
             seconds.append(clock() - begin)
     finally:
         ggml.base.ggml_backend_free(backend)
-    return min(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 class _Pointers:
@@ -169,27 +205,45 @@ def speeds_path() -> Path:
     return cache_folder() / "speed.json"
 
 
-def bytes_per_second(types: Iterable[str], n_threads: int, *, fresh: bool = False,
-                     budget_seconds: float = BUDGET_SECONDS) -> dict[str, float]:
-    """Bytes per second of `types`; what was measured before on this processor is remembered.
+def attention_key(type_name: str, head_dim: int) -> str:
+    """The name under which `bytes_per_second` knows attention over a KV cache of a ggml type."""
+    return f"attention over {type_name} in heads of {head_dim}"
 
-    Types that the budget leaves no time for are missing from the answer; another call measures them. fresh: measure
+
+def bytes_per_second(names: Iterable[str], n_threads: int, *, fresh: bool = False,
+                     budget_seconds: float = BUDGET_SECONDS) -> dict[str, float]:
+    """Bytes per second of `names`, types or `attention_key`s; what was measured before on this processor is remembered.
+
+    Those that the budget leaves no time for are missing from the answer; another call measures them. fresh: measure
     all of them again, whatever the budget.
     """
-    key = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}"
+    key = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}; {MEMORY_TYPE} median"
     known = dict(_remembered().get(key, {}))
-    wanted = list(dict.fromkeys([MEMORY_KEY, *types]))
+    wanted = list(dict.fromkeys([MEMORY_KEY, *names]))
     missing = wanted if fresh else [name for name in wanted if name not in known]
     begin = time.perf_counter()
     for name in missing:
         if not fresh and time.perf_counter() - begin > budget_seconds:
             break
-        known[name] = (measure_bytes_per_second(GGML_TYPES[MEMORY_TYPE], n_threads, MEMORY_BYTES, MEMORY_ROUNDS)
-                       if name == MEMORY_KEY else measure_bytes_per_second(GGML_TYPES[name], n_threads))
+        known[name] = _measure(name, n_threads)
     if missing:
         speeds_path().parent.mkdir(parents=True, exist_ok=True)
         write_json_whole(speeds_path(), {**_remembered(), key: known})
-    return {name: min(known[name], known[MEMORY_KEY]) for name in wanted if name in known}
+    return {name: known[name] if name == MEMORY_KEY or ATTENTION_KEY.fullmatch(name)
+            else together(known[name], known[MEMORY_KEY]) for name in wanted if name in known}
+
+
+def _measure(name: str, n_threads: int) -> float:
+    if name == MEMORY_KEY:
+        return measure_bytes_per_second(GGML_TYPES[MEMORY_TYPE], n_threads, MEMORY_BYTES, MEMORY_ROUNDS)
+    if attention := ATTENTION_KEY.fullmatch(name):
+        return measure_attention(GGML_TYPES[attention["type"]], int(attention["size"]), n_threads)
+    return measure_bytes_per_second(GGML_TYPES[name], n_threads)
+
+
+def together(one: float, other: float) -> float:
+    """The speed under two limits at once."""
+    return float((one ** -SHARPNESS + other ** -SHARPNESS) ** (-1 / SHARPNESS))
 
 
 def _remembered() -> Mapping[str, Mapping[str, float]]:
