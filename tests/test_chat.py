@@ -150,7 +150,9 @@ def test_a_saved_conversation_comes_back_and_only_its_owner_reads_it(tmp_path: P
     with pytest.raises(OutputError):
         chat.save(path)
     other = conversation()
-    assert other.load(path).model == "toy"
+    session, restored = other.load(path)
+    assert (session.model, restored.n_tokens) == ("toy", 0)
+    assert restored.reason
     assert (other.turns, other.system, other.settings.temperature) == (chat.turns, "Be brief.", 0.5)
 
 

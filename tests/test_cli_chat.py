@@ -26,6 +26,8 @@ from medlite.chat.template import ChatTemplate
 from medlite.cli.chat import _talk
 from medlite.cli.chat import command as chat
 from medlite.cli.chat_commands import COMMANDS, ChatState, run_command
+from medlite.cli.chat_input import default_history, prepare_history
+from medlite.cli.chat_loss import Loss
 from medlite.cli.chat_screen import finished_length, fold_thinking, printable, shade_of
 from medlite.cli.generate import command as generate
 from medlite.engines.engine import GeneratedToken

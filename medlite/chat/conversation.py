@@ -5,19 +5,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medlite.chat.session import SavedSession, Turn, read_session, write_session
+from medlite.chat.session import SavedSession, Turn, read_session, state_path, write_session
 from medlite.chat.template import ChatTemplate, Message
-from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
-from medlite.errors import ContextError
+from medlite.engines.engine import (
+    Engine,
+    GeneratedToken,
+    GenerationSettings,
+    KeepsState,
+    OnPrompt,
+    RestoredState,
+)
+from medlite.errors import ContextError, MedliteError
 
 REPLY_ROOM = 256                 # tokens kept free for a reply, less in a short context
 
 
 @dataclass
 class ReplyStatistics:
-    """Of one reply. Times in seconds; first_token_seconds is from the call to the first token."""
+    """Of one reply. Times in seconds; first_token_seconds is from the call to the first token.
+
+    n_read_tokens: tokens of the prompt that were not in the cache already.
+    """
 
     n_prompt_tokens: int = 0
+    n_read_tokens: int = 0
     n_tokens: int = 0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -90,10 +101,11 @@ class Conversation:
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
-    def reply(self, text: str) -> Iterator[GeneratedToken]:
+    def reply(self, text: str, on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
         """Stream the reply to `text` and add the turn, also a partial one if the iterator is closed early.
 
-        Raises ContextError, with the conversation unchanged, if the prompt leaves no room for a reply.
+        on_prompt hears how far the prompt is read. Raises ContextError, with the conversation unchanged, if the prompt
+        leaves no room for a reply.
         """
         tokens = self.prompt_tokens(text)
         if len(tokens) + self.reply_room > self.engine.info.n_context:
@@ -101,13 +113,19 @@ class Conversation:
                 f"the conversation has {len(tokens)} tokens and a reply needs {self.reply_room}, "
                 f"the context holds {self.engine.info.n_context}",
                 hint="drop the oldest turns, shorten the text, or take a larger --context")
-        return self._stream(text, tokens)
+        return self._stream(text, tokens, on_prompt)
 
-    def _stream(self, text: str, tokens: list[int]) -> Iterator[GeneratedToken]:
+    def _stream(self, text: str, tokens: list[int], on_prompt: OnPrompt | None) -> Iterator[GeneratedToken]:
         self.last = statistics = ReplyStatistics(n_prompt_tokens=len(tokens))
         pieces: list[str] = []
+
+        def heard(n_read: int, n_total: int) -> None:
+            statistics.n_read_tokens = n_read
+            if on_prompt is not None:
+                on_prompt(n_read, n_total)
+
         started = time.perf_counter()
-        steps = self.engine.generate(tokens, self.full_settings)
+        steps = self.engine.generate(tokens, self.full_settings, heard)
         try:
             for step in steps:
                 now = time.perf_counter()
@@ -144,20 +162,41 @@ class Conversation:
 
     # --- saving, only when the user asks -----------------------------------------------------------------------------
 
-    def save(self, path: Path, *, force: bool = False) -> None:
-        """Write the conversation to `path`, readable by its owner only. Raises OutputError."""
+    def save(self, path: Path, *, force: bool = False) -> int:
+        """Write the conversation to `path`, and what the engine keeps of it beside that, readable by their owner only.
+
+        How many tokens need not be read again after `load`; 0 where the engine keeps nothing. Raises OutputError.
+        """
         session = SavedSession(self.engine.info.model_name, self.system, self.settings.temperature, tuple(self.turns))
         write_session(path, session, force=force)
+        state_path(path).unlink(missing_ok=True)
+        if not isinstance(self.engine, KeepsState) or not self.turns:
+            return 0
+        try:
+            return self.engine.save_state(state_path(path))
+        except MedliteError:  # nothing was read yet, or the disk is full: the conversation itself is saved
+            return 0
 
-    def load(self, path: Path) -> SavedSession:
-        """Replace turns, system text and temperature by those of a saved file, and return what it held.
+    def load(self, path: Path) -> tuple[SavedSession, RestoredState]:
+        """Replace turns, system text and temperature by those of a saved file; what it held, and what came back.
 
         Raises RecordError, with the conversation unchanged.
         """
         session = read_session(path)
         self.turns, self.system = list(session.turns), session.system
         self.set_temperature(session.temperature)
-        return session
+        return session, self._restore(state_path(path))
+
+    def _restore(self, path: Path) -> RestoredState:
+        """Bring the engine to where it was when the conversation was saved, where it can."""
+        if not isinstance(self.engine, KeepsState):
+            return RestoredState(0, "this engine keeps no state")
+        if not path.is_file():
+            return RestoredState(0, f"{path}: not there")
+        try:
+            return self.engine.restore_state(path)
+        except MedliteError as error:
+            return RestoredState(0, str(error))
 
     def to_markdown(self) -> str:
         """The conversation as a document, for reading."""

@@ -30,6 +30,11 @@ class SavedSession:
     turns: tuple[Turn, ...]
 
 
+def state_path(path: Path) -> Path:
+    """Where the engine's state of the conversation saved at `path` lies."""
+    return path.with_name(path.name + ".state")
+
+
 def write_session(path: Path, session: SavedSession, *, force: bool = False) -> None:
     """Write `session` to `path`. Raises OutputError if it exists, unless force, or cannot be written."""
     value = {"format": SESSION_FORMAT, **asdict(session)}

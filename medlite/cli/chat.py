@@ -2,6 +2,8 @@
 
 import json
 import sys
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,11 +12,9 @@ from medlite.cli.generate import load_shown, model_options, sampling_options, sa
 from medlite.errors import ContextError, MedliteError
 
 if TYPE_CHECKING:
-    from prompt_toolkit import PromptSession
+    from rich.console import Console
 
     from medlite.cli.chat_commands import ChatState
-
-PROMPT = "› "
 
 
 @click.command(epilog="""\b
@@ -28,43 +28,69 @@ Nothing is written unless you /save it. No medical device, not for diagnosis."""
 @click.argument("model", default="demo")
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the conversation.")
 @click.option("--confidence", is_flag=True, help="Shade the tokens that the model was unsure of.")
-@click.option("--history", "history_path", type=click.Path(dir_okay=False), metavar="FILE",
-              help="Keep the lines you type in FILE. Default: in memory only.")
+@click.option("--history/--no-history", "keeps_history", default=True,
+              help="Keep the lines you type, readable by you only, for the arrow keys of the next chat. Default: yes; "
+                   "MEDLITE_NO_HISTORY=1 says no.")
+@click.option("--prompt-format", default="", metavar="NAME",
+              help="A documented prompt format instead of the file's own template; a wrong NAME lists them.")
 @click.option("--load", "session_path", type=click.Path(dir_okay=False), metavar="FILE",
               help="Continue a saved conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Read lines from stdin, print one JSON object per reply.")
 @sampling_options
 @model_options
-def command(model: str, system: str, confidence: bool, history_path: str | None, session_path: str | None,
+def command(model: str, system: str, confidence: bool, keeps_history: bool, session_path: str | None,
             as_json: bool, **options: Any) -> None:
-    """Talk with MODEL, offline. MODEL: a .gguf file, or demo, the demonstration model."""
-    from pathlib import Path
+    """Talk with MODEL, offline.
 
+    MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
+    """
     from medlite.cli import display
-    from medlite.cli.chat_commands import ChatState
-    from medlite.cli.chat_screen import banner
-    from medlite.files import cache_folder
-    from medlite.registry import DEMO_NAME
+    from medlite.cli.chat_commands import ChatState, load_session
+    from medlite.cli.chat_loss import find_losses
 
     settings = sampling_settings(options)
-    loaded = load_shown(model, quiet=as_json, **options)
     interactive = sys.stdin.isatty() and not as_json
+    loaded = load_shown(model, quiet=as_json, **options)
     state = ChatState(loaded, loaded.chat(system, settings), display.stdout,
-                      open_model=lambda text: load_shown(text, quiet=as_json, **options))
+                      open_model=lambda text: load_shown(text, quiet=as_json, **options),
+                      find_loss=lambda new: [] if as_json else find_losses(new.artifact))
     try:
+        state.losses = state.find_loss(loaded)
+        history = kept_history(state) if interactive and keeps_history else None
         if not as_json:
-            demo = loaded.artifact.path.is_relative_to(cache_folder() / DEMO_NAME)
-            console = display.stdout if interactive else display.stderr
-            console.print(banner(loaded.artifact, loaded.engine.info, demo=demo,
-                                 has_template=loaded.template is not None))
+            show_banner(state, history, display.stdout if interactive else display.stderr)
         if session_path:
-            state.conversation.load(Path(session_path))
+            load_session(state, Path(session_path))
         if interactive:
-            _talk(state, history_path, shade=confidence)
+            _talk(state, history, shade=confidence)
         else:
             _answer_lines(state, as_json=as_json, shade=confidence)
     finally:
         state.loaded.close()
+
+
+def kept_history(state: "ChatState") -> Path | None:
+    """Where this chat keeps typed lines; None where the user or the environment does not want it, or it cannot be."""
+    from medlite.cli.chat_input import default_history, prepare_history
+
+    history = None if state.console.is_dumb_terminal else default_history()
+    if history is not None and (wrong := prepare_history(history)):
+        state.say(f"typed lines are not kept: {wrong}")
+        return None
+    return history
+
+
+def show_banner(state: "ChatState", history: Path | None, console: "Console") -> None:
+    """What the user should know before the first question."""
+    from medlite.cli.chat_loss import loss_line
+    from medlite.cli.chat_screen import Situation, banner
+    from medlite.files import cache_folder
+    from medlite.registry import DEMO_NAME
+
+    artifact = state.loaded.artifact
+    console.print(banner(state.loaded, Situation(
+        demo=artifact.path.is_relative_to(cache_folder() / DEMO_NAME), loss=loss_line(state.losses, artifact),
+        history=history)))
 
 
 # --- over a pipe -----------------------------------------------------------------------------------------------------
@@ -106,11 +132,12 @@ def _print_turn(state: "ChatState", text: str) -> None:
 # --- in a terminal ---------------------------------------------------------------------------------------------------
 
 
-def _talk(state: "ChatState", history_path: str | None, *, shade: bool) -> None:
+def _talk(state: "ChatState", history: Path | None, *, shade: bool) -> None:
     """Ask and answer until the user leaves. An error ends a reply, never the chat."""
     from medlite.cli.chat_commands import run_command
+    from medlite.cli.chat_input import Asker
 
-    ask = _Asker(state, history_path)
+    ask = Asker(state, history)
     interrupted = False
     while not state.leaving:
         try:
@@ -145,58 +172,6 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-class _Asker:
-    """Reads what the user types: prompt_toolkit in a terminal, plain input() in a dumb one."""
-
-    def __init__(self, state: "ChatState", history_path: str | None) -> None:
-        self.state = state
-        self.session: PromptSession[str] | None = None
-        if not state.console.is_dumb_terminal:
-            self.session = _prompt_session(state, history_path)
-
-    def line(self) -> str:
-        default, self.state.edit = self.state.edit, ""
-        if self.session is None:
-            return input(PROMPT)
-        self.state.refresh_status()
-        return self.session.prompt(PROMPT, default=default)
-
-
-def _prompt_session(state: "ChatState", history_path: str | None) -> "PromptSession[str]":
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import Completer, Completion
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings
-
-    from medlite.cli.chat_commands import COMMANDS
-
-    class Commands(Completer):
-        """Completes a / at the start of the line to a command."""
-
-        def get_completions(self, document: Any, _event: Any) -> Any:
-            typed = document.text_before_cursor
-            if typed.startswith("/") and " " not in typed:
-                for row in COMMANDS:
-                    if row.name.startswith(typed[1:]):
-                        yield Completion(f"/{row.name}", start_position=-len(typed), display_meta=row.help)
-
-    keys = KeyBindings()
-
-    @keys.add("enter")
-    def _(event: Any) -> None:
-        event.current_buffer.validate_and_handle()
-
-    @keys.add("escape", "enter")
-    def _(event: Any) -> None:
-        event.current_buffer.insert_text("\n")
-
-    return PromptSession(
-        history=FileHistory(history_path) if history_path else InMemoryHistory(), completer=Commands(),
-        key_bindings=keys, multiline=True, complete_while_typing=True,
-        prompt_continuation=lambda width, _line, _wrap: " " * width,
-        bottom_toolbar=lambda: state.status, erase_when_done=False)
 
 
 def _confirm_leaving(state: "ChatState") -> bool:
@@ -237,11 +212,10 @@ def _reply(state: "ChatState", text: str, *, shade: bool) -> None:
     conversation = state.conversation
     state.unsent = text
     n_turns = len(conversation.turns)
-    steps = conversation.reply(text)
+    inside = conversation.template is not None and conversation.template.starts_thinking
     try:
-        show_reply(state.console, steps, shade=shade)
+        show_reply(state.console, partial(conversation.reply, text), shade=shade, inside_thinking=inside)
     except KeyboardInterrupt:
-        getattr(steps, "close", lambda: None)()
         begun = len(conversation.turns) > n_turns
         state.say("stopped" if begun else "stopped before the reply began; /retry asks again")
     if len(conversation.turns) > n_turns:

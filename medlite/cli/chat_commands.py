@@ -1,8 +1,9 @@
 """The slash commands of a chat: a table, and one function for each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -11,9 +12,14 @@ from rich.text import Text
 
 from medlite.chat import LoadedModel
 from medlite.chat.conversation import Conversation
-from medlite.chat.session import write_private
+from medlite.chat.session import state_path, write_private
+from medlite.cli.chat_loss import loss_line
 from medlite.cli.chat_screen import printable, status_line
 from medlite.errors import MedliteError, OutputError
+from medlite.files import format_bytes
+
+if TYPE_CHECKING:
+    from medlite.cli.chat_loss import Loss
 
 MAX_TEMPERATURE = 10.0
 
@@ -30,6 +36,8 @@ class ChatState:
     conversation: Conversation
     console: Console
     open_model: Callable[[str], LoadedModel]
+    find_loss: Callable[[LoadedModel], "list[Loss]"] = lambda loaded: []
+    losses: "list[Loss]" = field(default_factory=list)
     unsent: str = ""                 # the last text that got no reply
     send: str | None = None
     edit: str = ""
@@ -39,7 +47,8 @@ class ChatState:
 
     def refresh_status(self) -> None:
         """Count the context anew; this tokenizes the conversation, so not at every key."""
-        self.status = status_line(self.loaded.artifact, self.conversation, self.conversation.context_used())
+        self.status = status_line(self.loaded, self.conversation, self.conversation.context_used(),
+                                  self.losses[0] if self.losses else None)
 
     def say(self, text: str) -> None:
         self.console.print(Text(text, style="dim"))
@@ -79,13 +88,19 @@ def _model(state: ChatState, argument: str) -> None:
     if not argument:
         artifact, info = state.loaded.artifact, state.loaded.engine.info
         state.say(f"{artifact.name}, {artifact.recipe}, {artifact.path}; {info.engine_version} on {info.device}")
+        for loss in state.losses:
+            state.say(loss.full)
         return
     new = state.open_model(argument)
     state.loaded.close()
     old, state.loaded = state.conversation, new
+    state.losses = state.find_loss(new)
     state.conversation = new.chat(old.system, old.settings)
     state.conversation.turns = old.turns
     state.say(f"now talking with {new.artifact.name}, {new.artifact.recipe}; the conversation is kept")
+    for line in (*new.engine.info.warnings, new.prompt_note, loss_line(state.losses, new.artifact)):
+        if line:
+            state.say(line)
 
 
 def _system(state: ChatState, argument: str) -> None:
@@ -114,7 +129,8 @@ def _stats(state: ChatState, _: str) -> None:
     last = state.conversation.last
     if not last.n_tokens:
         raise ChatError("no reply yet")
-    state.say(f"prompt {last.n_prompt_tokens} tokens, first token after {last.first_token_seconds:.2f} s; reply "
+    state.say(f"prompt {last.n_prompt_tokens} tokens, {last.n_read_tokens} of them read, first token after "
+              f"{last.first_token_seconds:.2f} s; reply "
               f"{last.n_tokens} tokens at {last.tokens_per_second:.1f} tokens/s, mean log-probability "
               f"{last.log_probability / last.n_tokens:.2f} nats, ended by {last.finish or 'you'}")
 
@@ -155,16 +171,29 @@ def _clear(state: ChatState, _: str) -> None:
 
 def _save(state: ChatState, argument: str) -> None:
     path, force = _output_path(argument)
-    state.conversation.save(path, force=force)
+    n_kept = state.conversation.save(path, force=force)
     state.saved = True
-    state.say(f"saved {len(state.conversation.turns)} turns to {path}, readable by you only")
+    kept = state_path(path)
+    beside = f"; what was read is in {kept.name} ({format_bytes(kept.stat().st_size)})" if n_kept else ""
+    state.say(f"saved {turns_text(len(state.conversation.turns))} to {path}, readable by you only{beside}")
 
 
 def _load(state: ChatState, argument: str) -> None:
-    session = state.conversation.load(Path(argument).expanduser())
-    state.saved = True
+    load_session(state, Path(argument).expanduser())
+
+
+def load_session(state: ChatState, path: Path) -> None:
+    """Continue the conversation saved at `path`, and say whether it must be read again."""
+    session, restored = state.conversation.load(path)
+    state.saved, state.unsent = True, ""
     other = "" if session.model == state.loaded.engine.info.model_name else f", which were held with {session.model}"
-    state.say(f"loaded {len(session.turns)} turns{other}")
+    again = ("restored, nothing is read again" if restored.n_tokens else
+             f"the next question reads it again ({restored.reason})")
+    state.say(f"loaded {turns_text(len(session.turns))}{other}; {again}")
+
+
+def turns_text(n: int) -> str:
+    return "1 turn" if n == 1 else f"{n} turns"
 
 
 def _export(state: ChatState, argument: str) -> None:
@@ -209,7 +238,7 @@ def _quit(state: ChatState, _: str) -> None:
 
 COMMANDS: tuple[ChatCommand, ...] = (
     ChatCommand("help", "", "list the commands", _help),
-    ChatCommand("model", "[FILE]", "show the model, or change it and keep the conversation", _model),
+    ChatCommand("model", "[NAME]", "show the model, or change it and keep the conversation", _model),
     ChatCommand("system", "[TEXT]", "show or set the system text; - removes it", _system),
     ChatCommand("temp", "[NUMBER]", "show or set the temperature; 0 repeats answers", _temp),
     ChatCommand("stats", "", "speed and length of the last reply", _stats),

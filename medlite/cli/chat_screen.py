@@ -3,8 +3,10 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,14 +15,22 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from medlite.chat.template import THINK_START
+
 if TYPE_CHECKING:
-    from medlite.artifact import Artifact
+    from pathlib import Path
+
+    from medlite.chat import LoadedModel
     from medlite.chat.conversation import Conversation
-    from medlite.engines.engine import EngineInfo, GeneratedToken
+    from medlite.cli.chat_loss import Loss
+    from medlite.engines.engine import GeneratedToken, OnPrompt
+
+    # Begins a reply; hears how far its prompt is read.
+    Begin = Callable[[OnPrompt], Iterator[GeneratedToken]]
 
 REFRESH_SECONDS = 0.08           # drawing takes time from the model, which shares the cores
 UNSURE = ((0.2, "bold red"), (0.5, "yellow"))   # probability of a token below which it is shaded
-THINK_START, THINK_END = "<think>", "</think>"
+THINK_END = "</think>"
 NOT_A_DEVICE = "Not a medical device, not for diagnosis."
 
 
@@ -65,7 +75,10 @@ class Tail:
 
 
 class MarkdownStream:
-    """Draws text as Markdown while it grows: finished blocks are printed for good, the last one is redrawn."""
+    """Draws text as Markdown while it grows: finished blocks are printed for good, the last one is redrawn.
+
+    Until the first text it tells how far the prompt is read.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -77,6 +90,9 @@ class MarkdownStream:
         self._live.start()
         self._live.update(Text("reading …", style="dim"), refresh=True)
         return self
+
+    def on_prompt(self, n_read: int, n_total: int) -> None:
+        self._live.update(reading_line(n_read, n_total), refresh=True)
 
     def push(self, text: str) -> None:
         self._rest += text
@@ -115,21 +131,36 @@ def finished_length(text: str) -> int:
     return finished
 
 
-def show_reply(console: Console, steps: "Iterator[GeneratedToken]", *, shade: bool) -> None:
+def reading_line(n_read: int, n_total: int) -> Text:
+    """How far a prompt is read."""
+    return Text(f"reading {n_read:,} of {n_total:,} tokens" if n_read < n_total else "…", style="dim")
+
+
+def show_reply(console: Console, begin: "Begin", *, shade: bool, inside_thinking: bool = False) -> None:
     """Draw a reply as it comes. shade: colour tokens by their probability instead of Markdown."""
-    if shade:
-        for step in steps:
-            console.print(Text(printable(step.text), style=shade_of(step.log_probability)), end="", soft_wrap=True)
-        console.print()
-    elif console.is_terminal and not console.is_dumb_terminal:
-        with quiet_keys(), MarkdownStream(console) as stream:
-            for text in fold_thinking(steps, console):
-                stream.push(printable(text))
-    else:
-        for step in steps:
+    if not console.is_terminal or console.is_dumb_terminal:
+        for step in begin(lambda n_read, n_total: None):
             console.file.write(printable(step.text) if console.is_terminal else step.text)
             console.file.flush()
         console.file.write("\n")
+    elif shade:
+        with quiet_keys():
+            show_shaded(console, begin)
+    else:
+        with quiet_keys(), MarkdownStream(console) as stream:
+            for text in fold_thinking(begin(stream.on_prompt), console, inside=inside_thinking):
+                stream.push(printable(text))
+
+
+def show_shaded(console: Console, begin: "Begin") -> None:
+    """Draw a reply's tokens in the colour of their probability."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        steps = begin(lambda n_read, n_total: live.update(reading_line(n_read, n_total), refresh=True))
+        first = next(steps, None)
+        live.update(Text(), refresh=True)
+    for step in (() if first is None else chain((first,), steps)):
+        console.print(Text(printable(step.text), style=shade_of(step.log_probability)), end="", soft_wrap=True)
+    console.print()
 
 
 def shade_of(log_probability: float) -> str:
@@ -139,9 +170,12 @@ def shade_of(log_probability: float) -> str:
     return next((style for limit, style in UNSURE if math.exp(log_probability) < limit), "")
 
 
-def fold_thinking(steps: "Iterator[GeneratedToken]", console: Console) -> Iterator[str]:
-    """The texts of a reply; a <think> block at its start is folded into one dim line that tells its length."""
-    state, held, n_tokens = "undecided", "", 0
+def fold_thinking(steps: "Iterator[GeneratedToken]", console: Console, *, inside: bool = False) -> Iterator[str]:
+    """The texts of a reply; a <think> block at its start is folded into one dim line that tells its length.
+
+    inside: the template has opened the block already.
+    """
+    state, held, n_tokens = "thinking" if inside else "undecided", "", 0
     for step in steps:
         if state == "plain":
             yield step.text
@@ -165,27 +199,40 @@ def fold_thinking(steps: "Iterator[GeneratedToken]", console: Console) -> Iterat
         yield f"*(still thinking after {n_tokens} tokens)*"
 
 
-def banner(artifact: "Artifact", info: "EngineInfo", *, demo: bool, has_template: bool) -> Text:
+@dataclass(frozen=True)
+class Situation:
+    """What the banner tells beside the model. history: where typed lines are kept, None if nowhere."""
+
+    demo: bool = False
+    loss: str = ""
+    history: "Path | None" = None
+
+
+def banner(loaded: "LoadedModel", situation: Situation) -> Text:
     """What the user should know before the first question."""
+    artifact, info = loaded.artifact, loaded.engine.info
     text = Text()
     text.append(f"{artifact.name}", style="bold")
     threads = "1 thread" if info.n_threads == 1 else f"{info.n_threads} threads"
     text.append(f"  {artifact.recipe}, {artifact.bits_per_weight:.2f} bits per weight; {info.device} "
                 f"({info.device_name}, {threads}), context {info.n_context} tokens\n")
+    if situation.loss:
+        text.append(f"{situation.loss}\n")
     text.append(NOT_A_DEVICE, style="bold yellow")
-    if demo:
+    if situation.demo:
         text.append(" A demonstration model: it knows a few hundred facts, and makes up the rest.", style="yellow")
-    if not has_template:
-        text.append("\nThis model has no chat template: it continues your text, and does not answer as an assistant.",
-                    style="yellow")
-    text.append("\nNothing is written unless you /save it. /help lists the commands, Alt-Enter makes a new line, "
-                "Ctrl-C stops a reply, Ctrl-D leaves.", style="dim")
+    if loaded.prompt_note:
+        text.append(f"\n{loaded.prompt_note}", style="yellow")
+    lines = f", typed lines are kept in {situation.history} (--no-history)" if situation.history else ""
+    text.append(f"\nThe conversation is not written unless you /save it{lines}. /help lists the commands, Alt-Enter "
+                "makes a new line, Ctrl-C stops a reply, Ctrl-D leaves.", style="dim")
     return text
 
 
-def status_line(artifact: "Artifact", conversation: "Conversation", n_used: int) -> str:
-    """Model, recipe, context and speed, for the line under the prompt."""
-    parts = [artifact.name, artifact.recipe, f"context {n_used} of {conversation.engine.info.n_context}"]
+def status_line(loaded: "LoadedModel", conversation: "Conversation", n_used: int, loss: "Loss | None" = None) -> str:
+    """Model, recipe, measured loss, context and speed, for the line under the prompt."""
+    parts = [loaded.artifact.name, loaded.artifact.recipe, *([loss.short] if loss else []),
+             f"context {n_used:,} of {conversation.engine.info.n_context:,}"]
     if conversation.last.tokens_per_second:
         parts.append(f"{conversation.last.tokens_per_second:.1f} tokens/s")
     if conversation.settings.temperature:
