@@ -66,6 +66,67 @@ def test_top_tokens_are_the_first_of_a_full_sort(n_vocab: int, k: int, seed: int
     assert top_tokens(scores, k).tolist() == (full[:k] if 0 < k < n_vocab else full).tolist()
 
 
+def sorted_draw(logits: np.ndarray, settings: GenerationSettings, uniform: float) -> int:
+    """The definition: all tokens sorted, filtered, and the one at `uniform` of what is left."""
+    order = np.argsort(-logits, kind="stable")
+    values = logits[order].astype(np.float64)
+    weights = np.exp(values - values[0])
+    keep = np.ones(len(order), dtype=bool)
+    keep[int(np.searchsorted(np.cumsum(weights / weights.sum()), settings.top_p)) + 1 :] = settings.top_p >= 1
+    keep &= weights >= settings.min_p
+    scaled = np.cumsum(np.exp((values[keep] - values[0]) / settings.temperature))
+    return int(order[keep][np.searchsorted(scaled, uniform * scaled[-1], side="right")])
+
+
+@pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (0.95, 0.0), (1.0, 0.05), (0.5, 0.01), (0.999, 1e-6)])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_a_draw_from_all_tokens_is_that_of_the_sorted_vocabulary(top_p: float, min_p: float, spread: float) -> None:
+    random = np.random.default_rng(5)
+    settings = GenerationSettings(temperature=1.3, top_k=0, top_p=top_p, min_p=min_p, seed=11)
+    sampler, uniforms = Sampler(settings), np.random.default_rng(11)
+    for _ in range(12):
+        logits = (spread * random.standard_normal(40_000)).astype(np.float32)
+        assert sampler.choose(logits)[0] == sorted_draw(logits, settings, uniforms.random())
+
+
+class Only:
+    """A constraint that allows a set of tokens."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.accepted = tokens, list[int]()
+
+    def allows(self, token: int) -> bool:
+        return token in self.tokens
+
+    def allowed(self, tokens: np.ndarray) -> np.ndarray:
+        return np.isin(tokens, self.tokens)
+
+    def accept(self, token: int) -> None:
+        assert token in self.tokens
+        self.accepted.append(token)
+
+
+def test_under_a_constraint_the_distribution_is_the_models_given_what_is_allowed() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    settings = GenerationSettings(temperature=1, top_k=0, top_p=1, min_p=0)
+    sampler = Sampler(settings, constraint=Only(1, 3))
+    found = np.bincount([sampler.choose(logits)[0] for _ in range(8000)], minlength=4) / 8000
+    np.testing.assert_allclose(found, [0, 0.3 / 0.35, 0, 0.05 / 0.35], atol=0.02)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_allowed_token_is_found_however_unlikely(top_k: int, temperature: float) -> None:
+    logits = -np.arange(5000, dtype=np.float32)
+    only = Only(4321)
+    settings = GenerationSettings(temperature=temperature, top_k=top_k)
+    token, log_probability = Sampler(settings, constraint=only).choose(logits)
+    assert (token, only.accepted) == (4321, [4321])
+    assert log_probability == pytest.approx(-4321 - np.log(1 / (1 - np.exp(-1))), abs=1e-2)
+    with pytest.raises(EngineError, match="continues the grammar"):
+        Sampler(settings, constraint=Only()).choose(logits)
+
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,11 @@
 """`medlite generate`: one prompt, one answer on stdout."""
 
+import json
 import sys
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -64,12 +66,16 @@ Examples:
   echo "Name the antidote for paracetamol." | medlite generate model.gguf -
   medlite generate model.gguf --raw "The patient was given" --max-tokens 40
   medlite generate model.gguf "List three macrolides." --json
+  medlite generate model.gguf "Which drugs does the letter name?" --json-schema drugs.schema.json
 
 No medical device, not for diagnosis.""")
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
+@click.option("--grammar", "grammar_file", type=click.File(encoding="utf-8"), metavar="FILE",
+              help="Hold the reply to a GBNF grammar, whose rule root is the whole reply.")
+@click.option("--json-schema", "schema", metavar="FILE|JSON", help="Hold the reply to JSON that a schema takes.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @sampling_options
@@ -78,7 +84,8 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
             **options: Any) -> None:
     """Answer one PROMPT with MODEL and exit. MODEL: a .gguf file, or demo. PROMPT: a text, or - to read stdin."""
     text = _prompt_text(prompt)
-    settings = sampling_settings(options)
+    grammar = _grammar_text(options.pop("grammar_file"), options.pop("schema"))
+    settings = replace(sampling_settings(options), grammar=grammar)
     with load_shown(model, quiet=as_json, **options) as loaded:
         if not raw and loaded.template is None and not as_json:
             click.echo("This model has no chat template: it continues the prompt as plain text.", err=True)
@@ -93,6 +100,33 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
         click.echo(f"{answer['n_prompt_tokens']} prompt tokens, {answer['n_tokens']} tokens, first after "
                    f"{answer['first_token_seconds']:.2f} s, then {answer['tokens_per_second']:.1f} tokens/s "
                    f"({answer['device']}, {answer['finish']})", err=True)
+
+
+def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None:
+    """The GBNF text that --grammar or --json-schema asks for; None for neither. Raises EngineError for a wrong one."""
+    from medlite.engines.gbnf import check_gbnf
+    from medlite.engines.json_schema import json_schema_to_gbnf
+
+    if grammar_file is not None and schema is not None:
+        raise click.UsageError("--grammar or --json-schema, not both")
+    if grammar_file is None and schema is None:
+        return None
+    try:
+        text = grammar_file.read() if grammar_file is not None else _schema_text(str(schema))
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"the file cannot be read as text: {error}") from None
+    if schema is not None:
+        try:
+            text = json_schema_to_gbnf(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"--json-schema is no JSON: {error}") from None
+    check_gbnf(text)
+    return text
+
+
+def _schema_text(given: str) -> str:
+    """The schema itself, or what the file of that name holds."""
+    return given if given.lstrip().startswith("{") else Path(given).read_text("utf-8")
 
 
 def _prompt_text(prompt: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The only place that calls llama.cpp: its model, context, vocabulary and batches, as Python objects.
+"""llama.cpp as Python objects: its model, context, vocabulary and batches. Only files named llama_ call it.
 
 llama-cpp-python 0.3.36 is pinned, since its ctypes layer mirrors C structs that change between versions. Its
 high-level class is not used: it keeps n_context x n_vocab logits, and its log-probabilities are slow and shifted
@@ -127,6 +127,7 @@ class Model:
         self.buffer_bytes = dict(_buffers)
         self.vocabulary = native.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(native.llama_vocab_n_tokens(self.vocabulary))
+        self.text_tokens: NDArray[np.bool_] | None = None       # of llama_grammar, once it needs them
         # A recurrent state cannot be cut back to a prefix.
         self.can_rewind = not (native.llama_model_is_recurrent(self.pointer)
                                or native.llama_model_is_hybrid(self.pointer))

@@ -20,6 +20,8 @@ from medlite.engines.engine import (
     OnPrompt,
     RestoredState,
 )
+from medlite.engines.gbnf import check_gbnf
+from medlite.engines.llama_grammar import Grammar
 from medlite.engines.llama_scoring import Scorer
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
 from medlite.engines.reply import Reply
@@ -94,6 +96,8 @@ class LlamaCppEngine:
     def generate(self, tokens: Sequence[int], settings: GenerationSettings,
                  on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
         self._access.check_open()
+        if settings.grammar is not None:
+            check_gbnf(settings.grammar)
         return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
 
     def cancel(self) -> None:
@@ -106,17 +110,25 @@ class LlamaCppEngine:
             n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
             if n_left < 1 or not self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
                 return
-            sampler = Sampler(settings, tokens[-PENALTY_WINDOW:])
-            reply = Reply(n_left, settings.stop, self._model.piece, self._model.is_end, self._access.cancelled)
-            slot = self._resident.last_slot
-            while True:
-                step = reply.step(*sampler.choose(self._context.logits_at(slot)))
-                yield step
-                self._access.check_open()
-                if step.finish:
-                    return
-                self._resident.read([step.token])
-                slot = 0
+            grammar = Grammar(self._model, settings.grammar) if settings.grammar is not None else None
+            try:
+                sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
+                reply = Reply(n_left, settings.stop, self._model.piece, self._model.is_end, self._access.cancelled)
+                yield from self._steps(sampler, reply)
+            finally:
+                if grammar is not None:
+                    grammar.free()
+
+    def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:
+        slot = self._resident.last_slot
+        while True:
+            step = reply.step(*sampler.choose(self._context.logits_at(slot)))
+            yield step
+            self._access.check_open()
+            if step.finish:
+                return
+            self._resident.read([step.token])
+            slot = 0
 
     # --- the conversation on disk (engine.KeepsState) ----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ The draw itself is numpy's, so texts differ from llama.cpp's at the same seed; t
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,31 @@ from medlite.errors import EngineError
 # Source: llama.cpp common/common.h, common_params_sampling.penalty_last_n.
 PENALTY_WINDOW = 64
 BLOCK = 256
+LIKELY_TOKENS = 256              # looked at before a whole vocabulary
+PREFIXES = (1024, 16384)         # how many of the likeliest tokens are sorted before all are
+
+
+class Constraint(Protocol):
+    """What a reply is held to, a grammar: it knows which tokens may follow those that were accepted."""
+
+    def allows(self, token: int) -> bool: ...
+
+    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+
+    def accept(self, token: int) -> None: ...
 
 
 class Sampler:
-    """Chooses tokens under `settings`. Holds the seeded generator and the tokens that a repeat penalty looks at."""
+    """Chooses tokens under `settings`. Holds the seeded generator and the tokens that a repeat penalty looks at.
 
-    def __init__(self, settings: GenerationSettings, recent: Iterable[int] = ()) -> None:
-        self.settings = settings
+    Under a constraint a token is drawn freely first; if it is not allowed, another is drawn among the allowed ones.
+    Without filters that is the model's distribution given what is allowed: p + (1 - a) p / a = p / a, where a is the
+    allowed tokens' share.
+    """
+
+    def __init__(self, settings: GenerationSettings, recent: Iterable[int] = (),
+                 constraint: Constraint | None = None) -> None:
+        self.settings, self._constraint = settings, constraint
         self._random = np.random.default_rng(settings.seed)
         self._recent: deque[int] = deque(recent, maxlen=PENALTY_WINDOW)
         self._scratch = np.empty(0, dtype=np.float32)
@@ -37,9 +56,34 @@ class Sampler:
             raise EngineError(f"the model returned {'NaN' if np.isnan(peak) else peak} logits",
                               hint="the file may be damaged, or its recipe too low for this model")
         scores = self._penalised(logits) if self.settings.repeat_penalty != 1.0 else logits
-        token = int(scores.argmax()) if self.settings.temperature <= 0 else self._draw(scores)
+        token = self._pick(scores)
+        if self._constraint is not None:
+            if not self._constraint.allows(token):
+                token = self._pick(self._allowed_only(scores, self._constraint))
+            self._constraint.accept(token)
         self._recent.append(token)
         return token, float(logits[token]) - peak - float(np.log(self._sum_exp(logits, peak)))
+
+    def _pick(self, scores: Logits) -> int:
+        return int(scores.argmax()) if self.settings.temperature <= 0 else self._draw(scores)
+
+    def _allowed_only(self, scores: Logits, constraint: Constraint) -> Logits:
+        """The scores of allowed tokens, the others -inf: of those that can be chosen, or of all.
+
+        Raises EngineError if no token is allowed.
+        """
+        n_needed = 1 if self.settings.temperature <= 0 else self.settings.top_k
+        for n in (LIKELY_TOKENS, len(scores)):
+            tokens = top_tokens(scores, n) if n < len(scores) else np.arange(len(scores))
+            tokens = tokens[constraint.allowed(tokens)]
+            if len(tokens) >= n_needed > 0:
+                break
+        if not len(tokens):
+            raise EngineError("no token of this vocabulary continues the grammar",
+                              hint="a grammar of plain characters, or none")
+        masked = np.full_like(scores, -np.inf)
+        masked[tokens] = scores[tokens]
+        return masked
 
     def _sum_exp(self, logits: Logits, peak: float) -> np.float32:
         """The sum of exp(logits - peak), in one buffer: fresh memory for 128k floats would be paged in every time."""
@@ -57,19 +101,41 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Logits) -> int:
+        """A token at random, as if the whole vocabulary were sorted (its sums may round otherwise, by 1e-15).
+
+        Sorting 128k tokens takes 14 ms; nearly always the answer lies among the likeliest, found in 1.3 ms.
+        """
+        n_vocab, uniform = len(scores), float(self._random.random())
+        if not 0 < self.settings.top_k < n_vocab:
+            for n in PREFIXES:
+                if n < n_vocab and (token := self._draw_among(top_tokens(scores, n), scores, uniform)) is not None:
+                    return token
+        tokens = top_tokens(scores, self.settings.top_k)
+        token = self._draw_among(tokens, scores, uniform, whole=True)
+        assert token is not None
+        return token
+
+    def _draw_among(self, tokens: NDArray[np.int64], scores: Logits, uniform: float, *,
+                    whole: bool = False) -> int | None:
+        """The token at `uniform`; tokens: the likeliest, in order. None if it may lie beyond them; whole: it cannot."""
         settings = self.settings
-        tokens = top_tokens(scores, settings.top_k)
         values = scores[tokens].astype(np.float64)
         weights = np.exp(values - values[0])
-        n_keep = len(tokens)
+        n_keep = int((weights > 0).sum())
         if settings.top_p < 1:
-            cumulative = np.cumsum(weights / weights.sum())
-            n_keep = min(n_keep, int(np.searchsorted(cumulative, settings.top_p)) + 1)
+            total = weights.sum() if whole else np.exp(scores.astype(np.float64) - values[0]).sum()
+            n_keep = min(n_keep, int(np.searchsorted(np.cumsum(weights / total), settings.top_p)) + 1)
         if settings.min_p > 0:
             n_keep = min(n_keep, max(1, int((weights >= settings.min_p).sum())))
-        scaled = np.exp((values[:n_keep] - values[0]) / settings.temperature)
-        cumulative = np.cumsum(scaled)
-        at = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+        cumulative = np.cumsum(np.exp((values[:n_keep] - values[0]) / settings.temperature))
+        total = cumulative[-1]
+        if not whole and n_keep == len(tokens):  # more may be kept
+            if settings.top_p < 1 or settings.min_p > 0:
+                return None
+            total = np.exp((scores.astype(np.float64) - values[0]) / settings.temperature).sum()
+            if uniform * total >= cumulative[-1]:
+                return None
+        at = int(np.searchsorted(cumulative, uniform * total, side="right"))
         return int(tokens[min(at, n_keep - 1)])
 
 
