@@ -27,6 +27,22 @@ TEMPLATES: dict[str, TemplateCase] = {
         "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
         "What is metformin?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA biguanide.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nDose?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
+    "llama-3.1": TemplateCase(  # meta-llama/Llama-3.1-8B-Instruct, without its handling of tools
+        "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- set date_string = '26 Jul 2024' %}\n"
+        "{%- endif %}\n"
+        "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n"
+        "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = '' %}\n{%- endif %}\n"
+        "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}\n"
+        "{{- 'Cutting Knowledge Date: December 2023\\n' }}\n{{- 'Today Date: ' + date_string + '\\n\\n' }}\n"
+        "{{- system_message }}\n{{- '<|eot_id|>' }}\n{%- for message in messages %}\n"
+        "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + "
+        "'<|eot_id|>' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n"
+        "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n",
+        True,
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        "What is metformin?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA biguanide.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nDose?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"),
     "chatml": TemplateCase(  # Qwen/Qwen1.5-7B-Chat and many fine-tunes
         "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
         "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "

@@ -26,11 +26,9 @@ from medlite.chat.template import ChatTemplate
 from medlite.cli.chat import _talk
 from medlite.cli.chat import command as chat
 from medlite.cli.chat_commands import COMMANDS, ChatState, run_command
-from medlite.cli.chat_input import default_history, prepare_history
-from medlite.cli.chat_loss import Loss
-from medlite.cli.chat_screen import finished_length, fold_thinking, printable, shade_of
+from medlite.cli.chat_screen import finished_length, fold_thinking, printable, shade_of, show_reply
 from medlite.cli.generate import command as generate
-from medlite.engines.engine import GeneratedToken
+from medlite.engines.engine import GeneratedToken, OnPrompt
 from medlite.errors import MedliteError
 
 REPLIES = {"Hi": "Hello **you**.", "And?": "Nothing.", "List": "1. one\n2. two\n\nDone.", "Why?": "\x1b[31mred\x07"}
@@ -264,6 +262,29 @@ def test_unsure_tokens_are_shaded(state: ChatState) -> None:
 
 def steps(*texts: str) -> Iterator[GeneratedToken]:
     return (GeneratedToken(0, text, 0.0) for text in texts)
+
+
+def test_a_long_prompt_tells_how_far_it_is_read() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+
+    def begin(on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
+        for n_read in (0, 1024, 4096):
+            on_prompt(n_read, 4096)
+        yield from steps("Yes", ".")
+
+    for shade in (False, True):
+        show_reply(console, begin, shade=shade)
+        assert isinstance(console.file, io.StringIO)
+        screen = console.file.getvalue()
+        assert "reading 1,024 of 4,096 tokens" in screen
+        assert "Yes." in screen.rsplit("1,024", 1)[1]
+        console.file.truncate(0)
+
+
+def test_thoughts_that_the_template_opened_are_folded_too() -> None:
+    console = Console(file=io.StringIO())
+    assert "".join(fold_thinking(steps("hm", "</think>", "Yes."), console, inside=True)) == "Yes."
+    assert "".join(fold_thinking(steps("hm"), console, inside=True)) == "*(still thinking after 1 tokens)*"
 
 
 def test_thinking_is_folded_and_other_text_is_not() -> None:
