@@ -55,7 +55,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(baseline || candidate) in nats over n questions. gap: most by which any question's value may be too low."""
+    """KL(baseline || candidate) in nats over n questions, lower bounds. gap: most by which any question's value may be
+    too low; mean_gap: the same of the mean."""
 
     n: int
     mean: Interval
@@ -63,6 +64,7 @@ class Divergence:
     p99: float
     greatest: float
     gap: float
+    mean_gap: float
 
 
 @dataclass(frozen=True)
@@ -301,10 +303,12 @@ def _divergence(
     low: Sequence[float], high: Sequence[float], clusters: Sequence[str], seed: int, n_resamples: int,
 ) -> Divergence:
     values = np.asarray(low, dtype=np.float64)
+    gaps = np.asarray(high) - values
     p90, p99 = np.quantile(values, [0.9, 0.99])
     return Divergence(
         n=values.size, mean=bootstrap_mean(values, clusters, seed=seed, n_resamples=n_resamples),
-        p90=float(p90), p99=float(p99), greatest=float(values.max()), gap=float((np.asarray(high) - values).max()),
+        p90=float(p90), p99=float(p99), greatest=float(values.max()), gap=float(gaps.max()),
+        mean_gap=float(cluster_means(gaps, clusters).mean()),
     )
 
 

@@ -63,10 +63,13 @@ def compare_runs(
 
 
 def distinctly_labelled(runs: Sequence[Mapping[str, RunRecord]]) -> list[Mapping[str, RunRecord]]:
-    """The same runs, each with a name of its own: the recipe; if that stands twice the file's stem; then a number."""
+    """The same runs, each with a name of its own: the recipe; the file's stem where a recipe stands twice or there are
+    several models; then a number."""
     first = [next(iter(one.values())) for one in runs]
     recipes = Counter(label(record) for record in first)
-    names = [label(r) if recipes[label(r)] == 1 else r.artifact.file_name.removesuffix(".gguf") for r in first]
+    several = len({(r.artifact.source, r.artifact.n_params) for r in first}) > 1
+    names = [r.artifact.file_name.removesuffix(".gguf") if several or recipes[label(r)] > 1 else label(r)
+             for r in first]
     seen: Counter[str] = Counter()
     labels = []
     for name in names:

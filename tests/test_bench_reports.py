@@ -15,8 +15,8 @@ from bench.calibration import calibrate, coverage_at_risk, expected_calibration_
 from bench.compare import compare
 from bench.floor import noise_floor, noise_floors, within_floor
 from bench.record import RunRecord
-from bench.reports import REPORTS, Report, render, report_form, svg
-from bench.reports.plots import pareto
+from bench.reports import REPORTS, Report, render, report_form
+from bench.reports.tables import answer_line
 from bench.runs import POOLED, compare_runs, pool, read_runs
 from bench.safety import RULES, count_topics, marked_flips, matched_terms
 from bench.scoring import score_samples
@@ -44,20 +44,26 @@ def test_markdown_equals_the_golden_file(report: Report) -> None:
 
 
 class Page(HTMLParser):
-    """Tags, and what they point to."""
+    """Tags, what they point to, and their ids."""
 
-    VOID = frozenset({"meta", "line", "polyline", "rect", "circle", "br"})
+    VOID = frozenset({"meta", "br"})
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: set[str] = set()
         self.links: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open = self.open[:-1] if tag not in self.VOID else self.open
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.links += [value or "" for name, value in attrs
-                       if name in ("src", "href", "action") or name.startswith("on")]
+                       if name in ("src", "href", "xlink:href", "action") or name.startswith("on")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -70,8 +76,11 @@ def test_html_is_well_formed_and_self_contained(report: Report) -> None:
     page = Page()
     page.feed(render(report, "html"))
     assert page.open == []
-    assert page.links == []
+    assert {link[:1] for link in page.links} == {"#"}  # within the page only
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
     assert "script" not in page.tags
+    assert "http" not in render(report, "html")
     assert {"svg", "table", "details"} <= page.tags
 
 
@@ -201,16 +210,59 @@ def test_changed_answers_come_worst_first_with_the_words_that_mark_them() -> Non
     assert (counts["dose"].n, counts["dose"].right_to_wrong, counts["dose"].wrong_to_right) == (3, 2, 1)
 
 
-def test_the_front_keeps_what_no_other_beats_in_both() -> None:
-    assert pareto([(3, 0.7), (1, 0.5), (2, 0.4), (4, 0.7)]) == [(1, 0.5), (3, 0.7)]
+def test_the_answer_names_the_smallest_artifact_that_may_stand_in() -> None:
+    base = record_of([scored(i, 0) for i in range(4000)])
+
+    def low(recipe: str, n_bytes: int, n_wrong: int) -> dict[str, RunRecord]:
+        record = record_of([scored(i, int(i < n_wrong)) for i in range(4000)], recipe=recipe)
+        return {"demo": dataclasses.replace(record, artifact=dataclasses.replace(record.artifact, n_bytes=n_bytes))}
+
+    fine, small, broken = low("Q8_0", 1024, 0), low("Q4_K_M", 512, 4), low("Q2_K", 256, 400)
+    (one,) = compare_runs({"demo": base}, [fine, small, broken])
+    assert answer_line(one) == ("Smallest artifact that is non-inferior at a margin of 1 point: Q4_K_M, 512 B, "
+                                "25 % of BF16.")
+    (one,) = compare_runs({"demo": base}, [broken])
+    assert "No artifact is shown to be non-inferior" in answer_line(one)
 
 
-@pytest.mark.parametrize(("low", "high", "log"), [
-    (0.0, 1.0, False), (-3.2, 7.9, False), (1e-6, 3.0, True), (5, 5, True),
-])
-def test_ticks_lie_within_their_scale(low: float, high: float, log: bool) -> None:
-    scale = svg.scale_over([low, high], 0, 100, log=log)
-    ticks = scale.ticks()
-    assert 2 <= len(ticks) <= 9
-    assert all(scale.low * (1 - 1e-9) <= t <= scale.high * (1 + 1e-9) for t in ticks if t > 0)
-    assert all(0 <= scale.to(v) <= 100 for v in (low, high))
+@pytest.mark.parametrize("form", ["md", "html"])
+def test_several_tasks_begin_with_all_verdicts(form: str) -> None:
+    runs = [{name: dataclasses.replace(record, task=dataclasses.replace(record.task, name=name))
+             for name in ("demo", "other")} for record in (toy_run(0.0, "BF16", 6), toy_run(0.3, "Q4_K_M", 6))]
+    text = render(Report(compare_runs(runs[0], runs[1:])), form)
+    assert text.index("All tasks") < text.index("demo: 6 questions") < text.index("pooled: 12 questions")
+
+
+def test_models_are_told_apart_by_their_files_even_at_different_recipes() -> None:
+    large, small = record_of([scored(0, 0)]), record_of([scored(0, 0)], recipe="Q8_0")
+    other = dataclasses.replace(small.artifact, n_params=10, file_name="s-Q8_0.gguf")
+    small = dataclasses.replace(small, artifact=other)
+    (one,) = compare_runs({"demo": large}, [{"demo": small}])
+    assert (one.comparisons[0].baseline, one.comparisons[0].candidate) == ("toy-BF16", "s-Q8_0")
+
+
+def test_what_was_not_measured_is_a_dash_and_its_reason_a_line_of_the_methods() -> None:
+    record = record_of([scored(0, 0)])
+    note = "energy of the processor was not measured: no counter"
+    silent = dataclasses.replace(record, performance=dataclasses.replace(record.performance, notes=(note,)))
+    told = dataclasses.replace(silent, performance=dataclasses.replace(
+        silent.performance, peak_vram_bytes=3_000_000_000, cpu_joules=6.0, gpu_joules=9.5))
+    text = render(Report(compare_runs({"demo": silent}, [{"demo": told}])), "md")
+    assert f"- All runs: {note}." in text
+    (memory,) = [line for line in text.splitlines() if line.startswith("| toy-BF16 | cpu |") and "| – |" in line]
+    assert "0 B" not in memory.split("|")[-2]
+    assert "3 GB" in text
+    assert "| 6 | 9.5 |" in text
+
+
+def test_published_scores_stand_after_the_tasks_in_every_form() -> None:
+    samples = [scored(i, int(i > 700)) for i in range(1273)]
+    record = record_of(samples)
+    artifact = dataclasses.replace(record.artifact, source="meta-llama/Meta-Llama-3-8B")
+    record = dataclasses.replace(record, task=dataclasses.replace(record.task, name="medqa"), artifact=artifact)
+    report = Report(compare_runs({"medqa": record}, [{"medqa": record}]))
+    for form in ("md", "html"):
+        text = render(report, form)
+        assert "Published scores, llama3-8b" in text
+        assert "60.02" in text
+    assert json.loads(render(report, "json"))["published"][0]["rows"][0]["score"]["value"] == 60.02

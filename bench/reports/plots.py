@@ -1,52 +1,131 @@
-"""The figures of a report, each a pure function of one task's comparison."""
+"""The figures of a report, each a pure function of one task's evidence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bench.calibration import Calibration, calibrate
-from bench.compare import accuracy, label, per_question_kl
+from bench.calibration import Calibration
+from bench.compare import Comparison, accuracy, label, per_question_kl
 from bench.record import RunRecord
-from bench.reports import svg
-from bench.reports.content import records_of
+from bench.reports.content import Evidence
+from bench.reports.drawing import (
+    AXIS,
+    BAR,
+    FRAME,
+    HEIGHT,
+    PAPER,
+    SERIES,
+    STEPS,
+    TIP,
+    draw,
+    legend,
+    legend_height,
+    plain_ticks,
+    series,
+    tick_text,
+)
 from bench.runs import TaskComparison
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 MOST_CURVE_POINTS = 200
-ROW = 26  # pixels a bar takes, its gap included
+MOST_SUBJECTS = 30
 SMALLEST_KL = 1e-6
 
 
-def all_plots(one: TaskComparison) -> list[tuple[str, str]]:
-    """Captions and pictures, in the order of reading; a plot without data is left out."""
-    plots = [
-        ("Accuracy against file size: the line joins what no other artifact beats in both", memory_plot(one)),
-        ("Answers that changed", flips_plot(one)),
-        ("KL divergence from the baseline: share of questions below each value", kl_plot(one)),
-        ("Reliability: accuracy against confidence; the diagonal is perfect", reliability_plot(one)),
-        ("Risk and coverage: error rate when only the most confident answers are given", risk_plot(one)),
-        ("Prefill, tokens per second", speed_plot(one, "prefill_tokens_per_second")),
-        ("Decode, tokens per second", speed_plot(one, "decode_tokens_per_second")),
-        *((f"Loss by subject, {c.candidate} (points, 95 % intervals)", subject_plot(one, i))
-          for i, c in enumerate(one.comparisons)),
+@dataclass(frozen=True)
+class Plot:
+    """A picture as an <svg> element, and what it shows in a sentence."""
+
+    caption: str
+    svg: str
+
+
+def all_plots(evidence: Evidence, prefix: str) -> list[Plot]:
+    """The figures of a task in the order of reading; one without data is left out. prefix: of ids on the page."""
+    makers: list[tuple[str, Callable[[Evidence, str], str]]] = [
+        ("Loss against the baseline with its 95 % interval. Left of the dashed margin as a whole: non-inferior.",
+         loss_plot),
+        ("Accuracy against peak memory (resident, and GPU where measured). The line joins what no other artifact "
+         "beats in both.", memory_plot),
+        ("Accuracy against file size. The line joins what no other artifact beats in both.", size_plot),
+        ("Answers that changed. Hatched: near-ties, where the baseline was close to undecided.", flips_plot),
+        ("Distance from the baseline at the answer: share of questions whose KL divergence is below each value.",
+         kl_plot),
+        ("Calibration: accuracy in ten bins of confidence. On the diagonal, confidence is right.", reliability_plot),
+        ("Risk and coverage: errors when only the most confident answers are given.", risk_plot),
+        ("Prefill: how fast a prompt is read.", prefill_plot),
+        ("Decode: how fast a reply is written.", decode_plot),
+        ("What the peak of resident memory is for.", split_plot),
     ]
-    return [(caption, picture) for caption, picture in plots if picture]
+    plots = [Plot(caption, make(evidence, f"{prefix}-{make.__name__}")) for caption, make in makers]
+    one = evidence.comparison
+    plots += [Plot(f"Loss by subject, {c.candidate}, 95 % intervals; in brackets the questions.",
+                   subject_plot(one, i, f"{prefix}-subject{i}")) for i, c in enumerate(one.comparisons)]
+    return [plot for plot in plots if plot.svg]
 
 
-def memory_plot(one: TaskComparison) -> str:
-    """Accuracy with its interval over the file's size, and the Pareto front."""
-    rows = [(label(r), r.artifact.n_bytes / 1e9, accuracy(r)) for r in records_of(one)]
-    x = svg.x_scale([size for _, size, _ in rows])
-    y = svg.y_scale([100 * v for _, _, a in rows for v in (a.low, a.high)])
-    front = pareto([(size, a.value) for _, size, a in rows])
-    parts = [svg.axes(x, y, "file size, GB", "accuracy, %"),
-             svg.polyline([(x.to(size), y.to(100 * value)) for size, value in front], 0, "thin")]
-    for i, (name, size, a) in enumerate(rows):
-        px, py = x.to(size), y.to(100 * a.value)
-        parts.append(svg.whisker(px, y.to(100 * a.low), px, y.to(100 * a.high), i))
-        parts.append(svg.dot(px, py, i, f"{name}: {size:.3g} GB, {100 * a.value:.1f} %"))
-        left = px > svg.WIDTH - svg.RIGHT - svg.CHARACTER * len(name) - 12
-        parts.append(svg.text(px - 9 if left else px + 9, py + 4, name, "end" if left else "start"))
-    return svg.figure(parts, "Accuracy against file size")
+def loss_plot(evidence: Evidence, name: str) -> str:
+    """A loss with its interval a candidate, and the margin."""
+    one = evidence.comparison
+    if not one.comparisons:
+        return ""
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        for i, c in enumerate(one.comparisons):
+            loss = c.loss_points
+            axes.errorbar(loss.value, i, xerr=[[loss.value - loss.low], [loss.high - loss.value]],
+                          color=series(i + 1)["color"], marker=series(i + 1)["marker"],
+                          gid=f"{TIP}{c.candidate}: {loss.value:+.2f} points")
+        axes.axvline(0, color=AXIS, linewidth=1)
+        for margin in {c.verdict.margin_points for c in one.comparisons}:
+            axes.axvline(margin, color=AXIS, linewidth=1.5, linestyle=(0, (5, 3)))
+        axes.set_xlabel("loss, percentage points")
+        _rows(axes, [c.candidate for c in one.comparisons])
+
+    return draw(name, "Loss with its interval and the margin", FRAME + BAR * len(one.comparisons), paint)
+
+
+def memory_plot(evidence: Evidence, name: str) -> str:
+    """Accuracy over peak memory of all artifacts that measured it."""
+    return _front_plot(evidence, name, "peak memory, GB", "Accuracy against peak memory",
+                       lambda r: r.performance.peak_rss_bytes + (r.performance.peak_vram_bytes or 0))
+
+
+def size_plot(evidence: Evidence, name: str) -> str:
+    """Accuracy over the file's size."""
+    return _front_plot(evidence, name, "file size, GB", "Accuracy against file size", lambda r: r.artifact.n_bytes)
+
+
+def _front_plot(
+    evidence: Evidence, name: str, x_label: str, title: str, n_bytes: Callable[[RunRecord], int],
+) -> str:
+    rows = [(i, label(r), n_bytes(r), accuracy(r)) for i, r in enumerate(evidence.records) if n_bytes(r)]
+    if len(rows) < 2:
+        return ""
+    names = [artifact for _, artifact, _, _ in rows]
+    scale, unit = (1e9, "GB") if max(size for _, _, size, _ in rows) >= 1e9 else (1e6, "MB")
+    front = pareto([(size / scale, 100 * a.value) for _, _, size, a in rows])
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.plot(*zip(*front, strict=True), color=AXIS, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for i, artifact, size, a in rows:
+            axes.errorbar(size / scale, 100 * a.value, yerr=[[100 * (a.value - a.low)], [100 * (a.high - a.value)]],
+                          color=series(i)["color"], marker=series(i)["marker"], label=artifact, linestyle="none",
+                          gid=f"{TIP}{artifact}: {size / scale:.3g} {unit}, {100 * a.value:.1f} %")
+        axes.set_xlabel(x_label.replace("GB", unit))
+        axes.set_ylabel("accuracy, %")
+        plain_ticks(axes)
+        legend(figure, axes, names)
+
+    return draw(name, title, HEIGHT + legend_height(names), paint)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -58,123 +137,215 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def flips_plot(one: TaskComparison) -> str:
-    """A stacked bar a candidate."""
-    kinds = ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong")
-    n = len(one.baseline.samples)
-    shares = [[100 * c.count(kind) / n for kind in kinds] for c in one.comparisons]
-    if not shares:
+def flips_plot(evidence: Evidence, name: str) -> str:
+    """A stacked bar a candidate, in shares of all questions."""
+    one = evidence.comparison
+    if not one.comparisons:
         return ""
-    height = svg.TOP + svg.BOTTOM + ROW * len(shares) + 20
-    x = svg.fixed(0, max(1.0, *(sum(row) for row in shares)) * 1.02, height=height)
-    parts = [svg.axes(x, None, "share of all questions, %", "", height=height)]
-    colours = (1, 2, 6)
-    for i, (comparison, row) in enumerate(zip(one.comparisons, shares, strict=True)):
-        at, y = 0.0, svg.TOP + 20 + ROW * i
-        for kind, share, colour in zip(kinds, row, colours, strict=True):
-            tip = f"{comparison.candidate}: {comparison.count(kind)} {kind.replace('_', ' ')}"
-            parts.append(svg.bar(x.to(at), x.to(at + share), y, ROW - 8, colour, tip))
-            at += share
-        parts.append(svg.text(svg.LEFT - 6, y + 13, comparison.candidate, "end"))
-    at_x = float(svg.LEFT)
-    for name, colour in zip(("right→wrong", "wrong→right", "wrong→other wrong"), colours, strict=True):
-        parts.append(svg.bar(at_x, at_x + 12, svg.TOP - 8, 12, colour, name))
-        parts.append(svg.text(at_x + 17, svg.TOP + 2, name))
-        at_x += 32 + svg.CHARACTER * len(name)
-    return svg.figure(parts, "Flips by kind", height=height)
+    n = len(one.baseline.samples)
+    kinds: tuple[tuple[str, str, bool | None, int], ...] = (
+        ("right→wrong, confident", "right_to_wrong", False, 1), ("right→wrong, near-tie", "right_to_wrong", True, 1),
+        ("wrong→right", "wrong_to_right", None, 2), ("wrong→other wrong", "wrong_to_other_wrong", None, 6))
+
+    def count(c: Comparison, kind: str, near: bool | None) -> int:
+        return sum(f.kind == kind and (near is None or f.near_tie == near) for f in c.flips)
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        left = np.zeros(len(one.comparisons))
+        for words, kind, near, colour in kinds:
+            widths = np.array([100 * count(c, kind, near) / n for c in one.comparisons])
+            bars = axes.barh(range(len(widths)), widths, 0.68, left, color=SERIES[colour], label=words,
+                             hatch="////" if near else None, edgecolor=PAPER if near else "none", linewidth=0)
+            for bar, c in zip(bars, one.comparisons, strict=True):
+                bar.set_gid(f"{TIP}{c.candidate}: {count(c, kind, near)} {words}")
+            left += widths
+        axes.set_xlabel("share of all questions, %")
+        _rows(axes, [c.candidate for c in one.comparisons])
+        legend(figure, axes, [words for words, *_ in kinds])
+
+    height = FRAME + BAR * len(one.comparisons) + legend_height([words for words, *_ in kinds])
+    return draw(name, "Changed answers by kind", height, paint)
 
 
-def kl_plot(one: TaskComparison) -> str:
+def kl_plot(evidence: Evidence, name: str) -> str:
     """Cumulative share of questions over the KL at the answer, log scale."""
-    curves = [(c.candidate, np.sort(per_question_kl(one.baseline.samples, r.samples)))
-              for c, r in zip(one.comparisons, one.candidates, strict=True)]
-    curves = [(name, values) for name, values in curves if values.size]
+    one = evidence.comparison
+    pairs = zip(one.comparisons, one.candidates, strict=True)
+    curves = [(i + 1, c.candidate, np.sort(per_question_kl(one.baseline.samples, r.samples)))
+              for i, (c, r) in enumerate(pairs)]
+    curves = [curve for curve in curves if curve[2].size]
     if not curves:
         return ""
-    x = svg.x_scale([max(float(v), SMALLEST_KL) for _, values in curves for v in (values[0], values[-1])], log=True)
-    y = svg.fixed(0, 100, up=True)
-    parts = [svg.axes(x, y, "KL divergence, nats", "questions below, %")]
-    for i, (_, values) in enumerate(curves):
-        shares = 100 * np.arange(1, values.size + 1) / values.size
-        parts.append(svg.polyline([(x.to(max(float(v), SMALLEST_KL)), y.to(float(s)))
-                                   for v, s in thinned(values, shares)], i + 1))
-    return svg.figure([*parts, svg.legend([name for name, _ in curves], 1)], "Distribution of KL divergence")
+    names = [artifact for _, artifact, _ in curves]
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        for i, artifact, values in curves:
+            x, y = thinned(np.maximum(values, SMALLEST_KL), 100 * np.arange(1, values.size + 1) / values.size)
+            axes.plot(x, y, **{**series(i), "marker": None}, label=artifact)
+        axes.set_xlabel("KL divergence, nats (log scale)")
+        axes.set_ylabel("questions below, %")
+        axes.set_ylim(0, 100)
+        axes.minorticks_off()
+        plain_ticks(axes)
+        legend(figure, axes, names)
+
+    return draw(name, "Distribution of the KL divergence", HEIGHT + legend_height(names), paint)
 
 
-def reliability_plot(one: TaskComparison) -> str:
+def reliability_plot(evidence: Evidence, name: str) -> str:
     """Accuracy of each confidence bin."""
-    found = _calibrations(one)
+    found = _calibrations(evidence)
     if not found:
         return ""
-    x, y = svg.fixed(0, 100), svg.fixed(0, 100, up=True)
-    parts = [svg.axes(x, y, "confidence, %", "accuracy, %"),
-             f'<line class="axis thin" x1="{x.to(0)}" y1="{y.to(0)}" x2="{x.to(100)}" y2="{y.to(100)}"/>']
-    for i, (name, one_run) in enumerate(found):
-        points = [(x.to(100 * b.confidence), y.to(100 * b.accuracy)) for b in one_run.bins]
-        parts.append(svg.polyline(points, i))
-        parts += [svg.dot(px, py, i, f"{name}: {b.n} questions, confidence {100 * b.confidence:.0f} %, "
-                                     f"accuracy {100 * b.accuracy:.0f} %")
-                  for (px, py), b in zip(points, one_run.bins, strict=True)]
-    return svg.figure([*parts, svg.legend([name for name, _ in found])], "Reliability diagram")
+    names = [artifact for _, artifact, _ in found]
+    low = 100 * min(min(b.confidence, b.accuracy) for *_, c in found for b in c.bins)
+    start = max(0.0, 10 * np.floor((low - 1) / 10))
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.plot([start, 100], [start, 100], color=AXIS, linewidth=1, linestyle=(0, (4, 3)))
+        for i, artifact, c in found:
+            axes.plot([100 * b.confidence for b in c.bins], [100 * b.accuracy for b in c.bins], **series(i),
+                      markersize=5, linewidth=1.2, label=artifact)
+        axes.set_xlabel("confidence, %")
+        axes.set_ylabel("accuracy, %")
+        plain_ticks(axes)
+        legend(figure, axes, names)
+
+    return draw(name, "Reliability diagram", HEIGHT + legend_height(names), paint)
 
 
-def risk_plot(one: TaskComparison) -> str:
-    """Error rate over coverage."""
-    found = _calibrations(one)
+def risk_plot(evidence: Evidence, name: str) -> str:
+    """Error rate over coverage, and the baseline's error on all questions."""
+    found = _calibrations(evidence)
     if not found:
         return ""
-    top = max(float(c.risks[c.n // 20 :].max()) for _, c in found)  # the first twentieth is a handful of answers
-    x, y = svg.fixed(0, 100), svg.fixed(0, 100 * max(top, 0.01) * 1.05, up=True)
-    parts = [svg.axes(x, y, "questions answered, most confident first, %", "errors among them, %")]
-    for i, (_, c) in enumerate(found):
-        coverage = 100 * np.arange(1, c.n + 1) / c.n
-        parts.append(svg.polyline([(x.to(a), y.to(100 * r)) for a, r in thinned(coverage, c.risks)], i))
-    return svg.figure([*parts, svg.legend([name for name, _ in found])], "Risk and coverage")
+    names = [artifact for _, artifact, _ in found]
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.axhline(100 * float(found[0][2].risks[-1]), color=AXIS, linewidth=1, linestyle=(0, (4, 3)))
+        for i, artifact, c in found:
+            x, y = thinned(100 * np.arange(1, c.n + 1) / c.n, 100 * c.risks)
+            axes.plot(x, y, **{**series(i), "marker": None}, label=artifact)
+        top = max(float(c.risks[c.n // 20 :].max()) for *_, c in found)  # the first twentieth is a handful of answers
+        axes.set_ylim(0, 100 * max(top, 0.01) * 1.05)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("answered, most confident first, %")
+        axes.set_ylabel("errors among them, %")
+        plain_ticks(axes)
+        legend(figure, axes, names)
+
+    return draw(name, "Risk and coverage", HEIGHT + legend_height(names), paint)
 
 
-def speed_plot(one: TaskComparison, name: str) -> str:
+def prefill_plot(evidence: Evidence, name: str) -> str:
     """A bar an artifact."""
-    rows = [(label(r), float(getattr(r.performance, name))) for r in records_of(one)]
-    if not any(speed for _, speed in rows):
+    return _bars(evidence, name, "prefill, tokens per second", lambda r: r.performance.prefill_tokens_per_second)
+
+
+def decode_plot(evidence: Evidence, name: str) -> str:
+    """A bar an artifact."""
+    return _bars(evidence, name, "decode, tokens per second", lambda r: r.performance.decode_tokens_per_second)
+
+
+def _bars(evidence: Evidence, name: str, x_label: str, value_of: Callable[[RunRecord], float]) -> str:
+    rows = [(label(r), value_of(r)) for r in evidence.records]
+    if not any(value for _, value in rows):
         return ""
-    height = svg.TOP + svg.BOTTOM + ROW * len(rows)
-    x = svg.fixed(0, 1.15 * max(speed for _, speed in rows), height=height)
-    parts = [svg.axes(x, None, "tokens per second", "", height=height)]
-    for i, (artifact, speed) in enumerate(rows):
-        y = svg.TOP + ROW * i
-        parts.append(svg.bar(x.to(0), x.to(speed), y, ROW - 8, i, f"{artifact}: {speed:.4g}"))
-        parts.append(svg.text(svg.LEFT - 6, y + 13, artifact, "end"))
-        parts.append(svg.text(x.to(speed) + 5, y + 13, f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"))
-    return svg.figure(parts, name.replace("_", " "), height=height)
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        values = [value for _, value in rows]
+        bars = axes.barh(range(len(rows)), values, 0.68, color=[series(i)["color"] for i in range(len(rows))])
+        texts = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, texts, padding=4)
+        axes.set_xlim(0, 1.18 * max(values))
+        axes.set_xlabel(x_label)
+        _rows(axes, [artifact for artifact, _ in rows])
+
+    return draw(name, x_label, FRAME + BAR * len(rows), paint)
 
 
-def subject_plot(one: TaskComparison, index: int) -> str:
-    """A loss with its interval a subject, the largest subjects first."""
-    rows = sorted(one.comparisons[index].subjects, key=lambda s: -s.n)[:25]
+def split_plot(evidence: Evidence, name: str) -> str:
+    """Mapped weights, key-value cache and the rest, stacked, of the runs on a CPU."""
+    runs = [r for r in evidence.records if r.performance.peak_rss_bytes and r.engine.get("device") == "cpu"]
+    if not runs:
+        return ""
+    scale, unit = (1e9, "GB") if max(r.performance.peak_rss_bytes for r in runs) >= 1e9 else (1e6, "MB")
+    weights = [r.performance.weights_resident_bytes / scale for r in runs]
+    cache = [r.performance.kv_cache_bytes / scale for r in runs]
+    peaks = [r.performance.peak_rss_bytes / scale for r in runs]
+    rest = [max(0.0, p - w - c) for p, w, c in zip(peaks, weights, cache, strict=True)]
+    parts = (("weights, mapped", weights, 0), ("KV cache", cache, 4), ("rest", rest, 6))
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        left = np.zeros(len(runs))
+        for words, values, colour in parts:
+            axes.barh(range(len(runs)), values, 0.68, left, color=SERIES[colour], label=words)
+            left += np.array(values)
+        axes.set_xlabel(f"peak resident memory, {unit}")
+        _rows(axes, [label(r) for r in runs])
+        legend(figure, axes, [words for words, *_ in parts])
+
+    height = FRAME + BAR * len(runs) + legend_height([words for words, *_ in parts])
+    return draw(name, "Peak memory by use", height, paint)
+
+
+def subject_plot(one: TaskComparison, index: int, name: str) -> str:
+    """A loss with its interval a subject, the largest subjects first; the scale is that of all candidates."""
+    rows = sorted(one.comparisons[index].subjects, key=lambda s: -s.n)[:MOST_SUBJECTS]
     if not rows:
         return ""
-    height = svg.TOP + svg.BOTTOM + ROW * len(rows)
-    left = min(200.0, svg.CHARACTER * max(len(r.subject) + 7 for r in rows))
-    ends = [v for r in rows for v in (r.loss_points.low, r.loss_points.high)] + [0.0]
-    x = svg.scale_over(ends, left, svg.WIDTH - svg.RIGHT)
-    parts = [svg.axes(x, None, "loss, points", "", height=height),
-             f'<line class="axis" x1="{x.to(0):.1f}" x2="{x.to(0):.1f}" y1="{svg.TOP}" y2="{height - svg.BOTTOM}"/>']
-    for i, row in enumerate(rows):
-        y, loss = svg.TOP + ROW * i + 12.0, row.loss_points
-        parts.append(svg.whisker(x.to(loss.low), y, x.to(loss.high), y, index + 1))
-        parts.append(svg.dot(x.to(loss.value), y, index + 1, f"{row.subject}: {loss.value:+.1f} points, n {row.n}"))
-        parts.append(svg.text(left - 8, y + 4, f"{row.subject[:26]} ({row.n})", "end"))
-    return svg.figure(parts, "Loss by subject", height=height)
+    kept = {row.subject for row in rows}
+    ends = [v for c in one.comparisons for s in c.subjects if s.subject in kept
+            for v in (s.loss_points.low, s.loss_points.high)]
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color=AXIS, linewidth=1)
+        for i, row in enumerate(rows):
+            loss = row.loss_points
+            axes.errorbar(loss.value, i, xerr=[[loss.value - loss.low], [loss.high - loss.value]], markersize=5,
+                          color=series(index + 1)["color"], marker=series(index + 1)["marker"],
+                          gid=f"{TIP}{row.subject}: {loss.value:+.1f} points, {row.n} questions")
+        margin = 0.04 * (max(ends) - min(ends))
+        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+        axes.set_xlabel("loss, percentage points")
+        _rows(axes, [f"{_short(row.subject)} ({row.n})" for row in rows])
+
+    return draw(name, f"Loss by subject, {one.comparisons[index].candidate}", FRAME + 21 * len(rows), paint)
 
 
-def thinned(x: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-            y: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> list[tuple[float, float]]:
+def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """At most MOST_CURVE_POINTS points of a curve, both ends among them."""
     keep = np.unique(np.linspace(0, x.size - 1, min(x.size, MOST_CURVE_POINTS)).round().astype(int))
-    return [(float(x[i]), float(y[i])) for i in keep]
+    return x[keep], y[keep]
 
 
-def _calibrations(one: TaskComparison) -> list[tuple[str, Calibration]]:
-    """Calibrations of the runs that have one."""
-    found: list[tuple[RunRecord, Calibration | None]] = [(r, calibrate(r.samples)) for r in records_of(one)]
-    return [(label(r), c) for r, c in found if c]
+def _rows(axes: "Axes", names: Sequence[str]) -> None:
+    """One name a row, the first on top, and a plain x axis."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
+
+
+def _short(subject: str, most: int = 24) -> str:
+    words = subject.replace("_", " ") or "(none)"
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def _calibrations(evidence: Evidence) -> list[tuple[int, str, Calibration]]:
+    """Series number, name and calibration of the runs that have one."""
+    found = zip(evidence.records, evidence.calibrations, strict=True)
+    return [(i, label(record), c) for i, (record, c) in enumerate(found) if c]

@@ -4,46 +4,79 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bench.calibration import calibrate
+import numpy as np
+
+from bench.calibration import Calibration, coverage_at_risk
+from bench.compare import per_question_kl
 from bench.intervals import holm
+from bench.published import published_beside
 from bench.record import RunRecord
+from bench.reports.content import Evidence, evidence_of
+from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
+from bench.runs import TaskComparison
 from bench.safety import count_topics, marked_flips
 
 if TYPE_CHECKING:
     from bench.reports import Report
 
+SHARES = np.linspace(0, 1, 101)  # where curves are given: every percent of the questions
+
 
 def to_json(report: "Report") -> str:
-    """The report as an object: tasks, each with its baseline, candidates, comparisons and noise floor."""
-    tasks = []
-    for one in report.tasks:
-        adjusted = holm([c.mcnemar_p for c in one.comparisons])
-        samples = one.baseline.samples
-        floor = report.floors.get(one.task)
-        tasks.append({
-            "task": one.task,
-            "baseline": facts(one.baseline),
-            "noise_floor": asdict(floor) if floor else None,
-            "candidates": [
-                {**facts(record), "comparison": {**comparison.to_json(), "p_holm": p},
-                 "topics": [asdict(row) for row in count_topics(samples, comparison)],
-                 "turned": [asdict(marked) for marked in marked_flips(samples, comparison)]}
-                for record, comparison, p in zip(one.candidates, one.comparisons, adjusted, strict=True)
-            ],
-        })
-    return json.dumps({"schema": "medlite.report/1", "tasks": tasks}, indent=1, ensure_ascii=False) + "\n"
+    """The report as an object: tasks, each with its baseline, candidates, comparisons and noise floor; then what is
+    published of the same models."""
+    tasks = [task_json(evidence_of(one, report.floors.get(one.task))) for one in report.tasks]
+    published = [found.to_json() for found in published_beside(report.tasks)]
+    value = {"schema": "medlite.report/1", "tasks": tasks, "published": published}
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
-def facts(record: RunRecord) -> dict[str, Any]:
-    """A record without its samples, with its calibration."""
-    calibration = calibrate(record.samples)
+def task_json(evidence: Evidence) -> dict[str, Any]:
+    """One task."""
+    one, base = evidence.comparison, evidence.calibrations[0]
+    adjusted = holm([c.mcnemar_p for c in one.comparisons])
+    samples = one.baseline.samples
+    return {
+        "task": one.task,
+        "smallest_non_inferior": smallest_non_inferior(one),
+        "constant_answer_share": constant_answer_share(samples),
+        "baseline": facts(one.baseline, base, base),
+        "noise_floor": asdict(evidence.floor) if evidence.floor else None,
+        "candidates": [
+            {**facts(record, calibration, base),
+             "comparison": {**comparison.to_json(), "p_holm": p, "kl_nats_by_share": kl_curve(one, record)},
+             "topics": [asdict(row) for row in count_topics(samples, comparison)],
+             "turned": [asdict(marked) for marked in marked_flips(samples, comparison)]}
+            for record, calibration, comparison, p in zip(
+                one.candidates, evidence.calibrations[1:], one.comparisons, adjusted, strict=True)
+        ],
+    }
+
+
+def kl_curve(one: TaskComparison, record: RunRecord) -> list[float]:
+    """The KL divergence that 0, 1, ... 100 % of the questions do not exceed; empty where it is not known."""
+    values = per_question_kl(one.baseline.samples, record.samples)
+    return [float(v) for v in np.quantile(values, SHARES)] if values.size else []
+
+
+def facts(record: RunRecord, calibration: Calibration | None, base: Calibration | None) -> dict[str, Any]:
+    """A record without its samples, with its calibration. base: of the baseline."""
     known: dict[str, Any] | None = None
-    if calibration:
+    if calibration and base:
+        at = np.maximum(1, np.ceil(SHARES * calibration.n).astype(int)) - 1
         known = {"n": calibration.n, "ece": asdict(calibration.ece), "brier": asdict(calibration.brier),
                  "nll_nats": asdict(calibration.nll_nats), "aurc": calibration.aurc,
-                 "bins": [asdict(one) for one in calibration.bins]}
+                 "bins": [asdict(one) for one in calibration.bins],
+                 "risk_by_share": [float(risk) for risk in calibration.risks[at]],
+                 "coverage_at_baseline_error": coverage_at_risk(calibration.risks, float(base.risks[-1]))}
+    costs = record.performance
     return {
         "artifact": asdict(record.artifact), "engine": record.engine, "task": asdict(record.task),
-        "settings": asdict(record.settings), "performance": asdict(record.performance),
-        "environment": record.environment, "prompts_sha256": record.prompts_sha256, "calibration": known,
+        "settings": asdict(record.settings), "environment": record.environment,
+        "performance": {**asdict(costs), "questions_per_second": costs.questions_per_second,
+                        "cpu_joules_per_question": costs.joules_per_question(costs.cpu_joules),
+                        "gpu_joules_per_question": costs.joules_per_question(costs.gpu_joules)},
+        "all_rows_accuracy": record.n_correct / len(record.samples),
+        "mean_of_subjects": mean_of_subjects(record.samples),
+        "prompts_sha256": record.prompts_sha256, "calibration": known,
     }

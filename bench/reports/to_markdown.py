@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from bench.reports.content import Table, method_lines, tables_of, turned
+from bench.published import published_beside
+from bench.reports.content import Table, evidence_of, turned
+from bench.reports.methods import method_lines
+from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
 from bench.safety import Marked
 from bench.task import LETTERS
 
@@ -13,25 +16,32 @@ MOST_QUESTIONS = 20  # listed in full; the HTML report and the JSON have them al
 
 
 def to_markdown(report: "Report") -> str:
-    """Every table of every task, the questions that turned wrong, the methods."""
+    """The verdicts first, then every table of every task, the questions that turned wrong, the methods."""
     parts = ["# What the low bits cost", "",
              "Research and demonstration: a verdict about a question set, not about patients.", ""]
+    overview = overview_table(report.tasks, report.floors)
+    parts += table_lines(overview, level=2) if overview else []
     for one in report.tasks:
-        parts += [f"## {one.task}: {len(one.baseline.samples):,} questions", ""]
-        for table in tables_of(one, report.floors.get(one.task)):
+        floor = report.floors.get(one.task)
+        parts += [f"## {one.task}: {len(one.baseline.samples):,} questions", "", answer_line(one), ""]
+        for table in (verdict_table(one, floor), *tables_of(evidence_of(one, floor))):
             parts += table_lines(table)
         for name, marked in turned(one):
             parts += question_lines(name, marked)
         parts += ["### Methods", "", *(f"- {line}" for line in method_lines(one)), ""]
+    for found in published_beside(report.tasks):
+        parts += table_lines(published_table(found), level=2)
     return "\n".join(parts)
 
 
-def table_lines(table: Table) -> list[str]:
-    """A GitHub table under its title, its note below."""
+def table_lines(table: Table, level: int = 3) -> list[str]:
+    """A GitHub table under its title, its note below; the note alone where there is no row."""
+    title, note = [f"{'#' * level} {table.title}", ""], [table.note, ""] if table.note else []
+    if not table.rows:
+        return [*title, *note]
     rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table.rows]
     rule = f"|{'---|' * len(table.columns)}"
-    note = [table.note, ""] if table.note else []
-    return [f"### {table.title}", "", f"| {' | '.join(table.columns)} |", rule, *rows, "", *note]
+    return [*title, f"| {' | '.join(table.columns)} |", rule, *rows, "", *note]
 
 
 def question_lines(name: str, marked: tuple[Marked, ...]) -> list[str]:
