@@ -30,8 +30,8 @@ USED_TOKENS = 1024               # in the cache while a decode speed is predicte
 
 # What a decode takes beside reading: per layer some twenty small operations, per token the graph and the choice of the
 # token, per vocabulary entry the softmax of its log-probability. Measured: medlite.measure_fit on the demo model.
-LAYER_SECONDS = 12e-6
-TOKEN_SECONDS = 150e-6
+LAYER_SECONDS = 10e-6
+TOKEN_SECONDS = 80e-6
 VOCABULARY_SECONDS = 0.7e-9
 
 # What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit.

@@ -31,8 +31,6 @@ Nothing is written unless you /save it. No medical device, not for diagnosis."""
 @click.option("--history/--no-history", "keeps_history", default=True,
               help="Keep the lines you type, readable by you only, for the arrow keys of the next chat. Default: yes; "
                    "MEDLITE_NO_HISTORY=1 says no.")
-@click.option("--prompt-format", default="", metavar="NAME",
-              help="A documented prompt format instead of the file's own template; a wrong NAME lists them.")
 @click.option("--load", "session_path", type=click.Path(dir_okay=False), metavar="FILE",
               help="Continue a saved conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Read lines from stdin, print one JSON object per reply.")

@@ -24,6 +24,8 @@ def model_options(command: Any) -> Any:
         click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
         click.option("--kv-type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", show_default=True,
                      help="Type of the KV cache; q8_0 halves its memory."),
+        click.option("--prompt-format", default="", metavar="NAME",
+                     help="A documented prompt format instead of the file's own template; a wrong NAME lists them."),
     )):
         command = option(command)
     return command
@@ -82,15 +84,22 @@ No medical device, not for diagnosis.""")
 @model_options
 def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool, as_json: bool,
             **options: Any) -> None:
-    """Answer one PROMPT with MODEL and exit. MODEL: a .gguf file, or demo. PROMPT: a text, or - to read stdin."""
+    """Answer one PROMPT with MODEL and exit. PROMPT: a text, or - to read stdin.
+
+    MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
+    """
     text = _prompt_text(prompt)
     grammar = _grammar_text(options.pop("grammar_file"), options.pop("schema"))
     settings = replace(sampling_settings(options), grammar=grammar)
     with load_shown(model, quiet=as_json, **options) as loaded:
-        if not raw and loaded.template is None and not as_json:
-            click.echo("This model has no chat template: it continues the prompt as plain text.", err=True)
-        tokens = loaded.engine.tokenize(text) if raw else loaded.chat(system, settings).prompt_tokens(text)
-        answer = _answer(loaded, tokens, settings, show=not as_json)
+        if loaded.prompt_note and not raw and not as_json:
+            click.echo(loaded.prompt_note, err=True)
+        if raw:
+            tokens, ended = loaded.engine.tokenize(text), settings
+        else:
+            asked = loaded.chat(system, settings)
+            tokens, ended = asked.prompt_tokens(text), asked.full_settings
+        answer = _answer(loaded, tokens, ended, show=not as_json)
         answer |= {"prompt": text, "settings": asdict(settings)}
     if as_json:
         from medlite.cli import print_json
