@@ -104,16 +104,16 @@ def end_tokens(plan: OnnxPlan) -> list[int]:
     """Every token that ends a turn: as the configs say, as the tokenizer says, and by its text."""
     folder, n_vocab = plan.checkpoint.folder, plan.decoder.n_vocab
     ids = _special_ids(plan)
-    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | _stated(plan.checkpoint.config)
+    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(plan.checkpoint.config)
     if (folder / "generation_config.json").is_file():
-        found |= _stated(read_json_object(folder / "generation_config.json"))
+        found |= stated_ends(read_json_object(folder / "generation_config.json"))
     tokens = plan.gguf.metadata["tokenizer.ggml.tokens"].value
     places = {text: i for i, text in enumerate(tokens)}
     found |= {places[text] for text in END_TEXTS if text in places}
     return sorted(token for token in found if 0 <= token < n_vocab)
 
 
-def _stated(config: Mapping[str, Any]) -> set[int]:
+def stated_ends(config: Mapping[str, Any]) -> set[int]:
     """eos_token_id as a set, whether it is one id or several."""
     stated = config.get("eos_token_id")
     values = stated if isinstance(stated, list) else [stated]

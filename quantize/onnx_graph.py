@@ -27,10 +27,7 @@ LOGITS_FROM, TOTAL_TOKENS = "logits_from", "total_tokens"
 
 def build_graph(plan: OnnxPlan) -> bytes:
     """The bytes of the model file for `plan`; the same plan gives the same bytes."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "onnx") from error
+    onnx = import_onnx()
     decoder = plan.decoder
     graph = Graph(plan.tensors, plan.float_name, onnx)
     hidden = _decode(graph, decoder)
@@ -44,6 +41,15 @@ def build_graph(plan: OnnxPlan) -> bytes:
         made, producer_name="medlite", producer_version=__version__, ir_version=IR_VERSION,
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, CONTRIB_OPSET)])
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def import_onnx() -> Any:
+    """The package onnx. Raises MissingExtraError."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    return onnx
 
 
 class Graph:

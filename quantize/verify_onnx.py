@@ -47,7 +47,10 @@ def verify_onnx(folder: Path, *, against: Checkpoint | None = None, on_bytes: On
     comparisons: tuple[Comparison, ...] = ()
     if against is not None:
         checked.append(f"source {against.folder}")
-        comparisons, differing = _against_source(folder, against, facts.recipe, facts.block, facts.device)
+        if facts.shared_cache:
+            comparisons, differing = _against_source(folder, against, facts.recipe, facts.block, facts.device)
+        else:
+            differing = list(_against_hashes(folder, against, receipt))
         problems += differing
     return Verification(folder, tuple(checked), tuple(problems), comparisons)
 
@@ -137,6 +140,18 @@ def _against_source(
     problems = [f"{folder / DATA_NAME}: {one.name} is not the source's tensor: SQNR {one.sqnr_db:.1f} dB"
                 for one in comparisons if one.sqnr_db is not None and one.sqnr_db < WRONG_TENSOR_DB]
     return tuple(comparisons), problems
+
+
+def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: Mapping[str, Any] | None) -> Iterator[str]:
+    """What differs between the source's files and those that a graph of another exporter was made from."""
+    stated = {row["name"]: row["sha256"] for row in (receipt or {"source": {"shards": []}})["source"]["shards"]}
+    if not stated or None in stated.values():
+        yield f"{folder}: no receipt names the source's files, and a graph of another exporter is not made again"
+        return
+    found = {path.name: path for path in {tensor.path for tensor in checkpoint.tensors.values()}}
+    for name in sorted(stated.keys() | found.keys()):
+        if name not in found or stated.get(name) != file_sha256(found[name]):
+            yield f"{checkpoint.folder / name}: not the file that {folder.name} was made from"
 
 
 def _compare(plan: OnnxPlan, data: Path) -> Iterator[Comparison]:

@@ -33,6 +33,9 @@ A conversion that was interrupted continues when the same command is run again."
               help="llama.cpp's format, or a folder for ONNX Runtime (recipes q4m, q4, q8, fp16, fp32).")
 @click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
 @click.option("--device", help="ONNX: where the graph will run, cpu or cuda (default: cpu).")
+@click.option("--exporter", type=click.Choice(["medlite", "optimum"]),
+              help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).")
+@click.option("--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing.")
 @click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
 @click.option("--threads", type=click.IntRange(1), help="Worker threads (default: all cores).")
@@ -50,7 +53,8 @@ A conversion that was interrupted continues when the same command is run again."
               callback=lambda ctx, param, value: list_recipes(ctx) if value else None)
 def command(
     source: str, recipes: tuple[str, ...], out: Path | None, wanted_format: str, block: int | None,
-    device: str | None, dry_run: bool, restart: bool, threads: int | None,
+    device: str | None, exporter: str | None, exporter_python: Path | None, dry_run: bool, restart: bool,
+    threads: int | None,
     imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, pre_tokenizer: str | None,
     allow_mismatch: bool, no_measure: bool, offline: bool, force: bool, as_json: bool,
 ) -> None:
@@ -75,11 +79,14 @@ def command(
 
         refuse_given("--format gguf", {"--imatrix": imatrix, "--tensor-type": overrides,
                                        "--max-shard-size": max_shard_size, "--pre-tokenizer": pre_tokenizer})
+        if exporter != "optimum":
+            refuse_given("--exporter optimum", {"--exporter-python": exporter_python})
         stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
         quantize_onnx(source, OnnxOptions(recipes if stated else (), block or 0, device or "cpu", out, dry_run,
-                                          offline, as_json), settings)
+                                          offline, as_json, exporter or "medlite", exporter_python), settings)
         return
-    refuse_given("--format onnx", {"--block": block, "--device": device})
+    refuse_given("--format onnx", {"--block": block, "--device": device, "--exporter": exporter,
+                                   "--exporter-python": exporter_python})
     checkpoint = open_checkpoint(find_checkpoint(source, offline=offline))
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = []

@@ -1,5 +1,7 @@
 """`medlite quantize --format onnx`: from a checkpoint to ONNX folders, with a plan first and a receipt last."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +12,18 @@ from medlite.cli import print_json
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
-    from quantize.onnx_plan import OnnxPlan
+    from quantize.onnx_plan import FolderPlan
+    from quantize.onnx_recipes import OnnxRecipe
     from quantize.to_gguf import WriteSettings
     from quantize.to_onnx import OnnxWritten
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What the command line said. recipes: empty for the default one. block: 0 for the default one."""
+    """What the command line said. recipes: empty for the default one. block: 0 for the default one.
+
+    exporter: medlite or optimum. exporter_python: the interpreter that has optimum, None for this one.
+    """
 
     recipes: tuple[str, ...]
     block: int
@@ -26,30 +32,56 @@ class OnnxOptions:
     dry_run: bool
     offline: bool
     as_json: bool
+    exporter: str = "medlite"
+    exporter_python: Path | None = None
 
 
 def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") -> None:
     """Write an ONNX folder for each recipe, or show their plans."""
     from medlite.hub import find_checkpoint
     from medlite.registry import remember_folders
-    from quantize.checkpoint import open_checkpoint
-    from quantize.onnx_plan import make_onnx_plan
-    from quantize.onnx_recipes import DEFAULT_BLOCK, DEFAULT_RECIPE, find_onnx_recipe
+    from quantize.onnx_recipes import DEFAULT_RECIPE, find_onnx_recipe
 
-    checkpoint = open_checkpoint(find_checkpoint(source, offline=options.offline))
+    folder = find_checkpoint(source, offline=options.offline)
     recipes = list(dict.fromkeys(find_onnx_recipe(name) for name in options.recipes or (DEFAULT_RECIPE,)))
     if options.block and not any(recipe.is_quantized for recipe in recipes):
         raise RecipeError(f"--block has no effect on {recipes[0].name}", hint="--recipe q4m, q4 or q8")
-    outputs = []
-    for recipe in recipes:
-        plan = make_onnx_plan(checkpoint, recipe, block=options.block or DEFAULT_BLOCK, device=options.device)
-        outputs.append((plan, output_folder(checkpoint.folder, recipe.name, options.out, several=len(recipes) > 1)))
-    if options.dry_run:
-        show_plans(outputs, as_json=options.as_json)
-        return
-    written = [write_with_progress(plan, path, settings, quiet=options.as_json) for plan, path in outputs]
-    remember_folders(path for _, path in outputs)
+    paths = [output_folder(folder, recipe.name, options.out, several=len(recipes) > 1) for recipe in recipes]
+    with plans_of(folder, recipes, paths[0].parent, options) as plans:
+        if options.dry_run:
+            show_plans(list(zip(plans, paths, strict=True)), as_json=options.as_json)
+            return
+        written = [write_with_progress(plan, path, settings, quiet=options.as_json)
+                   for plan, path in zip(plans, paths, strict=True)]
+    remember_folders(paths)
     show_written(written, as_json=options.as_json)
+
+
+@contextmanager
+def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
+             options: OnnxOptions) -> "Iterator[list[FolderPlan]]":
+    """A plan for each recipe. With --exporter optimum its float32 export lies under `beside` meanwhile."""
+    from quantize.checkpoint import open_checkpoint
+    from quantize.onnx_plan import make_onnx_plan
+    from quantize.onnx_recipes import DEFAULT_BLOCK
+
+    block = options.block or DEFAULT_BLOCK
+    if options.exporter == "medlite":
+        checkpoint = open_checkpoint(folder)
+        yield [make_onnx_plan(checkpoint, recipe, block=block, device=options.device) for recipe in recipes]
+        return
+    from quantize.onnx_export_plan import open_source, plan_export
+    from quantize.optimum_export import exported
+
+    if options.device != "cpu":
+        raise RecipeError(f"--exporter optimum --device {options.device}: its graphs are made for the CPU",
+                          hint="leave --device out, or --exporter medlite where it knows the architecture")
+    source = open_source(folder)
+    if not options.as_json:
+        click.echo(f"optimum exports {folder.name} in float32 first, which takes minutes and about five times the "
+                   "checkpoint's size in memory", err=True)
+    with exported(folder, beside, options.exporter_python) as export:
+        yield [plan_export(source, export, recipe, block) for recipe in recipes]
 
 
 def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
@@ -66,7 +98,7 @@ def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool)
     return out
 
 
-def write_with_progress(plan: "OnnxPlan", path: Path, settings: "WriteSettings", *, quiet: bool) -> "OnnxWritten":
+def write_with_progress(plan: "FolderPlan", path: Path, settings: "WriteSettings", *, quiet: bool) -> "OnnxWritten":
     """Write one folder under two progress bars: the conversion, then the read-back."""
     from dataclasses import replace
 
@@ -83,18 +115,18 @@ def write_with_progress(plan: "OnnxPlan", path: Path, settings: "WriteSettings",
             raise
 
 
-def plan_json(plan: "OnnxPlan", path: Path) -> dict[str, Any]:
+def plan_json(plan: "FolderPlan", path: Path) -> dict[str, Any]:
     """A plan as data: every tensor's storage, size and reason."""
     return {
         "path": str(path), "recipe": plan.recipe.name, "block": plan.block, "device": plan.device,
         "n_bytes": plan.n_bytes, "n_params": plan.n_params, "bits_per_weight": plan.bits_per_weight,
         "tensors": [{"name": tensor.name, "storage": tensor.storage.name, "shape": list(tensor.shape),
                      "n_bytes": tensor.n_bytes, "reason": tensor.storage.reason} for tensor in plan.tensors],
-        "ignored": dict(plan.gguf.ignored),
+        "ignored": dict(plan.ignored),
     }
 
 
-def show_plans(outputs: "list[tuple[OnnxPlan, Path]]", *, as_json: bool) -> None:
+def show_plans(outputs: "list[tuple[FolderPlan, Path]]", *, as_json: bool) -> None:
     """Print what would be written: every tensor, the exact size of graph and weights."""
     if as_json:
         print_json({"plans": [plan_json(plan, path) for plan, path in outputs]})
@@ -111,7 +143,7 @@ def show_plans(outputs: "list[tuple[OnnxPlan, Path]]", *, as_json: bool) -> None
             table.add_row(tensor.name, tensor.storage.name, " x ".join(map(str, tensor.shape)),
                           f"{tensor.n_bytes:,}", tensor.storage.reason)
         stdout.print(table)
-        for name, reason in plan.gguf.ignored.items():
+        for name, reason in plan.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
         stdout.print(f"[bold]{path}[/bold]: {plan.n_bytes:,} bytes ({format_bytes(plan.n_bytes)}) and the tokenizer, "
                      f"{plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)

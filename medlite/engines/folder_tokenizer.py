@@ -9,10 +9,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medlite.engines.moses_tokenizer import VOCABULARY_NAME, MosesTokenizer
 from medlite.errors import ArtifactError
 
 TOKENIZER_NAME = "tokenizer.json"
 SPACE = "▁"          # SentencePiece's letter for a space
+
+
+def open_tokenizer(folder: Path, architecture: str, control: Iterable[int]) -> "FolderTokenizer | MosesTokenizer":
+    """The folder's tokenizer. Raises ArtifactError where it is missing or damaged."""
+    if architecture == "biogpt" and (folder / VOCABULARY_NAME).is_file():
+        return MosesTokenizer(folder, control)
+    return FolderTokenizer(folder, control)
 
 
 class FolderTokenizer:

@@ -16,7 +16,9 @@ from medlite.devices import available_memory, physical_cores
 from medlite.engines import ort_session, prefix
 from medlite.engines.access import Access
 from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
-from medlite.engines.folder_tokenizer import FolderTokenizer
+from medlite.engines.folder_tokenizer import FolderTokenizer, open_tokenizer
+from medlite.engines.moses_tokenizer import MosesTokenizer
+from medlite.engines.ort_growing import GrowingDecoder
 from medlite.engines.reply import Reply
 from medlite.engines.requests import (
     WINDOW_BYTES,
@@ -42,18 +44,22 @@ RESERVE_BYTES = 256 << 20
 MEMORY_FACTORS = {"fp32": 2.0, "fp16": 3.0}
 DEFAULT_MEMORY_FACTOR = 1.75
 
+Decoder = ort_session.CachedDecoder | GrowingDecoder
+
 
 class OrtEngine:
     """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
     iterator is exhausted or closed. n_tokens_read counts what the model has computed so far.
     """
 
-    def __init__(self, opened: ort_session.Opened, facts: OnnxFacts, tokenizer: FolderTokenizer,
+    def __init__(self, opened: ort_session.Opened, facts: OnnxFacts, tokenizer: FolderTokenizer | MosesTokenizer,
                  info: EngineInfo) -> None:
         self.info = info
         self._opened: ort_session.Opened | None = opened
         self._facts, self._tokenizer = facts, tokenizer
-        self._decoder: ort_session.CachedDecoder | None = ort_session.CachedDecoder(opened, facts, info.n_context)
+        self._decoder: Decoder | None = (
+            ort_session.CachedDecoder(opened, facts, info.n_context) if facts.shared_cache
+            else GrowingDecoder(opened, facts))
         self._resident: list[int] = []
         self._access = Access()
         self._end_tokens = frozenset(facts.end_tokens)
@@ -98,7 +104,7 @@ class OrtEngine:
             finally:
                 self._forget(decoder)
 
-    def _read_window(self, decoder: ort_session.CachedDecoder, branches: list[prefix.Branch]) -> list[Logits]:
+    def _read_window(self, decoder: Decoder, branches: list[prefix.Branch]) -> list[Logits]:
         """The wanted logits of every branch: behind what it shares with the one before, or side by side."""
         n_tokens = sum(len(branch.tokens) for branch in branches)
         n_shared = sum(prefix.keepable(branch, before.tokens) for before, branch in itertools.pairwise(branches))
@@ -112,7 +118,7 @@ class OrtEngine:
                 rows[i] = self._finite(logits)
         return rows
 
-    def _read_branch(self, decoder: ort_session.CachedDecoder, branch: prefix.Branch) -> Logits:
+    def _read_branch(self, decoder: Decoder, branch: prefix.Branch) -> Logits:
         """The wanted logits of one sequence, read behind what the buffer shares with it."""
         n_total = len(branch.tokens)
         n_kept = prefix.keepable(branch, np.asarray(self._resident, np.int32)) if self._reusable(n_total) else 0
@@ -187,7 +193,7 @@ class OrtEngine:
                     return
                 logits = self._read(decoder, [step.token], 0, len(self._resident) + 1)[-1]
 
-    def _read_prompt(self, decoder: ort_session.CachedDecoder, tokens: list[int],
+    def _read_prompt(self, decoder: Decoder, tokens: list[int],
                      on_prompt: OnPrompt) -> Logits | None:
         """The last token's logits, reading only what the buffer lacks; None if cancelled meanwhile."""
         n_shared = prefix.shared_length(np.asarray(tokens[:-1], np.int32), np.asarray(self._resident, np.int32))
@@ -205,7 +211,7 @@ class OrtEngine:
 
     # --- the buffer --------------------------------------------------------------------------------------------------
 
-    def _read(self, decoder: ort_session.CachedDecoder, tokens: list[int], start: int, n_total: int) -> Logits:
+    def _read(self, decoder: Decoder, tokens: list[int], start: int, n_total: int) -> Logits:
         logits = decoder.read(np.asarray(tokens, np.int64), start, n_total)
         self._resident += tokens
         self.n_tokens_read += len(tokens)
@@ -216,19 +222,19 @@ class OrtEngine:
         limit = self._facts.long_rope_from
         return not limit or (len(self._resident) > limit) == (n_total > limit)
 
-    def _rewind(self, decoder: ort_session.CachedDecoder, n_tokens: int) -> None:
+    def _rewind(self, decoder: Decoder, n_tokens: int) -> None:
         decoder.rewind(n_tokens)
         del self._resident[n_tokens:]
 
-    def _forget(self, decoder: ort_session.CachedDecoder) -> None:
+    def _forget(self, decoder: Decoder) -> None:
         self._rewind(decoder, 0)
 
     @contextmanager
-    def _exclusive(self) -> Iterator[ort_session.CachedDecoder]:
+    def _exclusive(self) -> Iterator[Decoder]:
         with self._access.exclusive():
             yield self._checked_decoder()
 
-    def _checked_decoder(self) -> ort_session.CachedDecoder:
+    def _checked_decoder(self) -> Decoder:
         self._access.check_open()
         assert self._decoder is not None
         return self._decoder
@@ -261,7 +267,7 @@ def open_ort(path: Path, *, device: str = "auto", n_context: int | None = None, 
     if not is_onnx_folder(path):
         raise ArtifactError(f"{path}: no ONNX folder of medlite", hint="medlite quantize SOURCE --format onnx")
     facts = read_onnx_facts(path)
-    tokenizer = FolderTokenizer(path, facts.end_tokens)
+    tokenizer = open_tokenizer(path, facts.architecture, facts.end_tokens)
     n_context = choose_context(facts, folder_bytes(path, facts), n_context, available_memory())
     n_threads = n_threads or physical_cores()
     opened = ort_session.open_session(path, facts, device, n_threads)

@@ -22,7 +22,7 @@ from medlite.onnx_format import MODEL_NAME, OnnxFacts
 WHEELS = ("onnxruntime", "onnxruntime-gpu")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 QUIET = 3                        # log severity: errors only
-LOGITS_FROM, TOTAL_TOKENS = "logits_from", "total_tokens"
+LOGITS_FROM, TOTAL_TOKENS, POSITIONS = "logits_from", "total_tokens", "position_ids"
 
 Ids = NDArray[np.int64]
 
@@ -64,8 +64,9 @@ def repair_command(installed: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session and where it really runs."""
+    """A session of the module `runtime`, and where it really runs."""
 
+    runtime: Any
     session: Any
     device: str
     device_name: str
@@ -95,7 +96,7 @@ def open_session(folder: Path, facts: OnnxFacts, device: str, n_threads: int) ->
             raise DeviceError(message, hint="pip install 'medlite[onnx-gpu]' and a driver for CUDA 13, or --device cpu")
         wanted, warning = "cpu", message
     gpus = find_gpus() if wanted == "cuda" else ()
-    return Opened(session, wanted, gpus[0].name if gpus else cpu_name(), str(runtime.__version__), warning)
+    return Opened(runtime, session, wanted, gpus[0].name if gpus else cpu_name(), str(runtime.__version__), warning)
 
 
 def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> tuple[str, str]:
@@ -197,7 +198,7 @@ class CachedDecoder:
         shape = (1, n - logits_from, self._facts.n_vocab)
         logits = self._step if shape == self._step.shape else np.empty(shape, np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, shape, logits.ctypes.data)
-        _run(lambda: self._session.run_with_iobinding(self._binding))
+        run(lambda: self._session.run_with_iobinding(self._binding))
         self.n_tokens = n_after
         one: Logits = logits[0]
         return one
@@ -224,11 +225,13 @@ def read_batch(opened: Opened, facts: OnnxFacts, rows: list[Ids], logits_from: i
     feed: dict[str, Any] = {f"past_key_values.{layer}.{part}": empty
                             for layer in range(facts.n_layer) for part in ("key", "value")}
     feed |= {"input_ids": ids, "attention_mask": mask, LOGITS_FROM: np.array([logits_from], np.int64)}
-    logits: Logits = _run(lambda: opened.session.run(["logits"], feed))[0]
+    if not facts.shared_cache and POSITIONS in {one.name for one in opened.session.get_inputs()}:
+        feed[POSITIONS] = np.broadcast_to(np.arange(longest), ids.shape).copy()
+    logits: Logits = run(lambda: opened.session.run(["logits"], feed))[0]
     return logits
 
 
-def _run(call: Any) -> Any:
+def run(call: Any) -> Any:
     """call(); raises EngineError with the runtime's reason."""
     try:
         return call()
