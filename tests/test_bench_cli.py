@@ -1,6 +1,7 @@
 """`medlite bench` from the command line, on a tiny file and questions made up here."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import shlex
@@ -16,10 +17,11 @@ from fake_server import serving
 from tiny_gguf import write_tiny_gguf
 from toy_engine import ToyEngine
 
-from bench.record import RunSettings, read_record
+from bench.record import RunSettings, read_record, sample_line
 from medlite.cli import bench as bench_cli
 from medlite.cli import main
-from medlite.cli.sweep import holds_run
+from medlite.cli.sweep import Wanted, kept_record, measure_artifact
+from medlite.files import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +73,18 @@ def test_compare_prints_other_forms_and_nothing_else(folder: Path, form: str, be
     assert medlite(folder, f"bench compare a.jsonl b.jsonl --format {form}").stdout.startswith(begin)
 
 
-def test_a_record_is_kept_for_the_settings_it_was_made_with(folder: Path) -> None:
-    settings = read_record(folder / "a.jsonl").settings
-    assert holds_run(folder / "a.jsonl", folder / "a.gguf", settings)
-    assert not holds_run(folder / "a.jsonl", folder / "b.gguf", settings)
-    assert not holds_run(folder / "a.jsonl", folder / "a.gguf", RunSettings(limit=3))
-    assert not holds_run(folder / "q.jsonl", folder / "a.gguf", settings)
+def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> None:
+    artifact = file_sha256(folder / "a.gguf")
+    wanted = Wanted("local", RunSettings(measure_speed=False), folder / "q.jsonl", None)
+    assert kept_record(folder / "a.jsonl", artifact, wanted) is not None
+    assert kept_record(folder / "a.jsonl", file_sha256(folder / "b.gguf"), wanted) is None
+    assert kept_record(folder / "q.jsonl", artifact, wanted) is None
+    assert kept_record(folder / "gone.jsonl", artifact, wanted) is None
+    for other in (RunSettings(measure_speed=False, limit=3), RunSettings(measure_speed=False, n_context=64)):
+        assert kept_record(folder / "a.jsonl", artifact, dataclasses.replace(wanted, settings=other)) is None
+    (folder / "fewer.jsonl").write_text("".join((folder / "q.jsonl").read_text().splitlines(keepends=True)[:4]))
+    fewer = dataclasses.replace(wanted, data=folder / "fewer.jsonl")
+    assert kept_record(folder / "a.jsonl", artifact, fewer) is None
 
 
 @pytest.mark.parametrize(("command", "message", "hint"), [
@@ -94,6 +102,11 @@ def test_a_record_is_kept_for_the_settings_it_was_made_with(folder: Path) -> Non
     ("bench compare a.jsonl gone.jsonl", "gone.jsonl: no such run record", ""),
     ("bench compare a.jsonl q.jsonl", "q.jsonl: is no run record", ""),
     ("bench compare a.jsonl b.jsonl --report r.docx", "no report has the ending '.docx'", ".html"),
+    ("bench sweep demo --report r.docx", "no report has the ending '.docx'", ".html"),
+    ("bench sweep demo --report gone/r.html", "gone: no such folder", "mkdir"),
+    ("bench sweep demo --task medqa", "is not in the cache, and the hub cannot be reached", "--data"),
+    ("bench sweep demo --recipes BF16", "a sweep needs two recipes", "BF16,Q4_K_M"),
+    ("bench sweep demo --recipes BF16,Q9_X", "Q9_X", "Q"),
 ])
 def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message: str, hint: str) -> None:
     result = medlite(folder, command)
@@ -102,6 +115,30 @@ def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message:
     assert message in result.stderr
     assert hint in result.stderr
     assert not list(folder.glob("*.part"))
+
+
+def test_a_sweep_measures_once_and_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
+    wanted = [Wanted("local", RunSettings(measure_speed=False, n_group=4), folder / "q.jsonl", None)]
+    model = tmp_path / "a.gguf"
+    model.write_bytes((folder / "a.gguf").read_bytes())
+
+    def measured() -> tuple[int, list[str]]:
+        (record,) = measure_artifact(model, wanted, "runs", quiet=True).values()
+        return record.performance.n_scored, [sample_line(sample) for sample in record.samples]
+
+    n_scored, first = measured()
+    file = tmp_path / "a-runs" / "local.jsonl"
+    whole = file.read_bytes()
+    assert measured() == (n_scored, first) == (12, first)
+    assert file.read_bytes() == whole  # not measured again: times would differ
+    file.unlink()
+    lines = whole.splitlines(keepends=True)
+    file.with_name("local.jsonl.part").write_bytes(b"".join(lines[:7]) + b'{"kind": "sam')
+    assert measured() == (8, first)  # the whole group of four stood, two of the next were asked again
+    file.unlink()
+    other = lines[0].replace(b'"seed": 0', b'"seed": 5')
+    file.with_name("local.jsonl.part").write_bytes(other + b"".join(lines[1:7]))
+    assert measured() == (12, first)  # a part of another run is set aside
 
 
 def test_a_server_is_asked_aloud_and_compared_without_kl(folder: Path) -> None:

@@ -38,10 +38,21 @@ def command(
     from bench.reports import Report
     from bench.runs import compare_runs, read_runs
 
+    check_report(report)
     base = read_runs(baseline)
     found = compare_runs(base, [read_runs(run) for run in runs], margin_points=margin_points, seed=seed)
     show_report(Report(found, noise_floors(base, [read_runs(run) for run in reruns])), report,
                 "json" if as_json else form)
+
+
+def check_report(path: Path | None) -> None:
+    """Raise OutputError now, not after everything was measured, if the report could not be written."""
+    from bench.reports import report_form
+    from medlite.files import check_writable
+
+    if path:
+        report_form(path)
+        check_writable(path, force=True)
 
 
 def show_report(found: "Report", path: Path | None, form: str) -> None:
