@@ -355,7 +355,7 @@ def test_a_quantized_cache_answers_nearly_the_same(tiny: Path, engine: LlamaCppE
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_starts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medlite.engines.llamacpp.available_memory", lambda: 250 << 20)
+    monkeypatch.setattr("medlite.engines.llama_place.available_memory", lambda: 250 << 20)
     with pytest.raises(MemoryShortError, match="are free"):
         open_tiny(tiny)
 

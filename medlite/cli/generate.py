@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
-    from medlite.engines.engine import GenerationSettings
+    from medlite.engines.engine import Engine, GenerationSettings
 
 
 def model_options(command: Any) -> Any:
@@ -24,6 +24,8 @@ def model_options(command: Any) -> Any:
         click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
         click.option("--kv-type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", show_default=True,
                      help="Type of the KV cache; q8_0 halves its memory."),
+        click.option("--draft", metavar="FILE|lookup",
+                     help="Guess tokens ahead with a smaller model of the same family, or from the text so far."),
         click.option("--prompt-format", default="", metavar="NAME",
                      help="A documented prompt format instead of the file's own template; a wrong NAME lists them."),
     )):
@@ -106,9 +108,10 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
 
         print_json(answer)
     elif stats:
+        guesses = f", {answer['n_accepted']} of {answer['n_drafted']} guesses right" if answer["n_drafted"] else ""
         click.echo(f"{answer['n_prompt_tokens']} prompt tokens, {answer['n_tokens']} tokens, first after "
                    f"{answer['first_token_seconds']:.2f} s, then {answer['tokens_per_second']:.1f} tokens/s "
-                   f"({answer['device']}, {answer['finish']})", err=True)
+                   f"({answer['device']}, {answer['finish']}){guesses}", err=True)
 
 
 def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None:
@@ -153,8 +156,8 @@ def _prompt_text(prompt: str | None) -> str:
     return prompt
 
 
-def load_shown(model: str, *, quiet: bool, **options: Any) -> "LoadedModel":
-    """The model, loaded with a sign of life on a terminal; its warnings on stderr."""
+def load_shown(model: str, *, quiet: bool, draft: str | None = None, **options: Any) -> "LoadedModel":
+    """The model, loaded with a sign of life on a terminal; its warnings on stderr. draft: as --draft."""
     from medlite.chat import load
 
     if quiet or not sys.stderr.isatty():
@@ -166,7 +169,23 @@ def load_shown(model: str, *, quiet: bool, **options: Any) -> "LoadedModel":
             loaded = load(model, on_progress=lambda share: status.update(f"loading {share:.0%}"), **options)
     for warning in loaded.engine.info.warnings:
         click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
+    if draft:
+        try:
+            _set_draft(loaded.engine, draft)
+        except BaseException:
+            loaded.close()
+            raise
     return loaded
+
+
+def _set_draft(engine: "Engine", draft: str) -> None:
+    from medlite.engines.engine import ReadsAhead
+    from medlite.errors import EngineError
+    from medlite.registry import resolve_model
+
+    if not isinstance(engine, ReadsAhead):
+        raise EngineError(f"--draft: the engine {engine.info.engine} does not guess ahead", hint="use a GGUF file")
+    engine.set_draft(draft if draft == "lookup" else resolve_model(draft))
 
 
 def _answer(loaded: "LoadedModel", tokens: list[int], settings: "GenerationSettings", *, show: bool) -> dict[str, Any]:
@@ -189,10 +208,12 @@ def _answer(loaded: "LoadedModel", tokens: list[int], settings: "GenerationSetti
     if show:
         click.echo()
     info, n = loaded.engine.info, len(log_probabilities)
+    counts = getattr(loaded.engine, "draft_counts", None)
     return {
         "reply": "".join(pieces), "finish": finish, "n_prompt_tokens": len(tokens), "n_tokens": n,
         "mean_log_probability_nats": sum(log_probabilities) / n if n else None,
         "first_token_seconds": first - started, "tokens_per_second": (n - 1) / seconds if n > 1 and seconds else 0.0,
         "model": info.model_name, "recipe": loaded.artifact.recipe,
         "engine": info.engine_version, "device": info.device, "n_context": info.n_context,
+        "n_drafted": counts.n_drafted if counts else 0, "n_accepted": counts.n_accepted if counts else 0,
     }

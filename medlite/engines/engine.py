@@ -139,3 +139,26 @@ class KeepsState(Protocol):
         Raises EngineError if a generation is open.
         """
         ...
+
+
+@dataclass
+class DraftCounts:
+    """Guesses that were read ahead in a generation, and how many of them the model chose too."""
+
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """What an engine may offer beside `Engine`: guessing tokens, so that one decode reads several."""
+
+    draft_counts: DraftCounts        # of the last generation
+
+    def set_draft(self, draft: Path | str | None) -> None:
+        """Guess from now on: "lookup" from the text so far, a path with that smaller model; None stops.
+
+        Raises EngineError, naming the difference, for a model of another vocabulary, and where this model's memory
+        cannot be cut back to the guesses that were right.
+        """
+        ...

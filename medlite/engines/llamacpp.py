@@ -5,13 +5,13 @@ Scoring stands in `llama_scoring.py`, the sequence that generations continue in 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, physical_cores, resolve_device
+from medlite.devices import physical_cores
 from medlite.engines import llama_memory, llama_native, llama_state
 from medlite.engines.access import Access
 from medlite.engines.engine import (
+    DraftCounts,
     EngineInfo,
     GeneratedToken,
     GenerationSettings,
@@ -21,13 +21,15 @@ from medlite.engines.engine import (
     RestoredState,
 )
 from medlite.engines.gbnf import check_gbnf
+from medlite.engines.llama_drafts import Drafter, open_drafter
 from medlite.engines.llama_grammar import Grammar
+from medlite.engines.llama_place import place
 from medlite.engines.llama_scoring import Scorer
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
 from medlite.engines.reply import Reply
 from medlite.engines.requests import check_logits_request, checked_prompt, checked_token
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
-from medlite.errors import DeviceError, EngineError
+from medlite.errors import EngineError
 from medlite.gguf_format import read_header
 
 
@@ -43,6 +45,8 @@ class LlamaCppEngine:
         self._resident = ResidentSequence(model, context)
         self._scorer = Scorer(self._resident, info)
         self._access = Access()
+        self._drafter: Drafter | None = None
+        self.draft_counts = DraftCounts()       # of the last generation
         self._identity = llama_state.identify(path, info)
 
     @property
@@ -110,6 +114,7 @@ class LlamaCppEngine:
             n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
             if n_left < 1 or not self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
                 return
+            self.draft_counts = DraftCounts()
             grammar = Grammar(self._model, settings.grammar) if settings.grammar is not None else None
             try:
                 sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
@@ -120,15 +125,45 @@ class LlamaCppEngine:
                     grammar.free()
 
     def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:
-        slot = self._resident.last_slot
+        """The reply behind what was read. Each round chooses a token, guesses what may follow, and reads both at once;
+        a guess is kept only where the sampler chooses it too, so a draft changes the speed and not the distribution.
+        """
+        resident = self._resident
+        first_slot, drafted = resident.last_slot, list[int]()
         while True:
-            step = reply.step(*sampler.choose(self._context.logits_at(slot)))
-            yield step
-            self._access.check_open()
-            if step.finish:
-                return
-            self._resident.read([step.token])
-            slot = 0
+            n_before = len(resident.tokens) - len(drafted)
+            for n_accepted in range(len(drafted) + 1):
+                step = reply.step(*sampler.choose(self._context.logits_at(first_slot + n_accepted)))
+                self.draft_counts.n_accepted += n_accepted < len(drafted) and step.token == drafted[n_accepted]
+                yield step
+                self._access.check_open()
+                if step.finish:
+                    return
+                if n_accepted == len(drafted) or step.token != drafted[n_accepted]:
+                    break
+            resident.rewind(n_before + n_accepted)
+            if len(resident.tokens) != n_before + n_accepted:
+                raise EngineError(f"{self.info.model_name}: its memory could not be cut back", hint="leave --draft out")
+            drafted = self._guess(step.token, reply.n_left)
+            resident.read([step.token, *drafted])
+            first_slot = 0
+
+    def _guess(self, token: int, n_left: int) -> list[int]:
+        """What may follow `token`; nothing without a draft."""
+        if self._drafter is None:
+            return []
+        n_most = min(n_left - 1, self.info.n_context - len(self._resident.tokens) - 1)
+        drafted = self._drafter.propose([*self._resident.tokens, token], n_most) if n_most > 0 else []
+        self.draft_counts.n_drafted += len(drafted)
+        return drafted
+
+    def set_draft(self, draft: Path | str | None) -> None:
+        with self._access.exclusive():
+            if self._drafter is not None:
+                self._drafter.free()
+                self._drafter = None
+            if draft is not None:
+                self._drafter = open_drafter(draft, self._model, self.info)
 
     # --- the conversation on disk (engine.KeepsState) ----------------------------------------------------------------
 
@@ -146,6 +181,8 @@ class LlamaCppEngine:
         self._access.close(self._free)
 
     def _free(self) -> None:
+        if self._drafter is not None:
+            self._drafter.free()
         self._context.free()
         self._model.free()
 
@@ -169,7 +206,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
     if n_threads is not None and n_threads < 1:
         raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     header = read_header(path)
-    placement = _place(llama_memory.read_shape(header), device, n_context, kv_type)
+    placement = place(llama_memory.read_shape(header), device, n_context, kv_type)
     model = llama_native.Model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
     settings = llama_native.ContextSettings(
         n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH), n_batch=N_BATCH,
@@ -189,30 +226,3 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
     return LlamaCppEngine(path, model, context, info, placement.memory)
-
-
-@dataclass(frozen=True)
-class _Placement:
-    """Where a model goes and what it takes there."""
-
-    choice: DeviceChoice
-    n_context: int
-    n_gpu_layers: int
-    memory: llama_memory.MemoryEstimate
-
-
-def _place(shape: llama_memory.ModelShape, device: str, n_context: int | None, kv_type: str) -> _Placement:
-    """Device, context and layers for a model of `shape`, before anything is loaded."""
-    gpus = find_gpus() if device != "cpu" else ()
-    choice = resolve_device(device, gpu_build=llama_native.gpu_build(), gpus=gpus)
-    free_gpu_bytes = gpus[0].n_bytes_free if choice.device == "cuda" else 0
-    n_context = llama_memory.choose_context(shape, n_context, kv_type, available_memory() + free_gpu_bytes, N_BATCH)
-    need = llama_memory.estimate(shape, n_context, kv_type, N_BATCH)
-    if choice.device == "cpu":
-        return _Placement(choice, n_context, 0, need)
-    n_gpu_layers = llama_memory.layers_that_fit(shape, need, free_gpu_bytes)
-    if n_gpu_layers == 0:
-        if device == "cuda":
-            raise DeviceError(f"{choice.device_name}: not one layer fits into its free memory", hint="--device cpu")
-        choice = DeviceChoice("cpu", cpu_name(), f"not one layer fits into the free memory of {choice.device_name}")
-    return _Placement(choice, n_context, n_gpu_layers, need)
