@@ -127,6 +127,30 @@ def test_a_chat_as_json_is_one_object_per_reply(tiny: Path) -> None:
     assert turns[1]["n_prompt_tokens"] > turns[0]["n_prompt_tokens"]
 
 
+def test_a_line_that_fails_is_said_and_the_next_is_answered(tiny: Path) -> None:
+    lines = b"what " * 600 + b"\n/nosuch\nthe patient\n"
+    code, out, err = run(chat, str(tiny), "--json", "--max-tokens", "3", stdin=lines)
+    turns = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert "the context holds 512" in turns[0]["error"]
+    assert "no command /nosuch" in turns[1]["error"]
+    assert turns[2]["n_tokens"] == 3
+    code, _, err = run(chat, str(tiny), "--max-tokens", "3", stdin=lines)
+    assert (code, err.count("error: ")) == (1, 2)
+
+
+def test_a_piped_chat_survives_bytes_that_are_no_text(tiny: Path) -> None:
+    code, _, err = run(chat, str(tiny), "--max-tokens", "2", stdin=b"\xff\xfe what\n")
+    assert code == 0
+    assert "not valid UTF-8" in err
+
+
+def test_a_vocabulary_without_the_templates_tokens_is_said(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "odd.gguf", template="{% for m in messages %}<|im_start|>{{ m.content }}"
+                           "<|eot_id|>{% endfor %}")
+    assert "no <|im_start|>, which" in run(generate, str(path), "what class", "--max-tokens", "2")[2]
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +203,9 @@ def test_commands_change_the_conversation(state: ChatState, tmp_path: Path) -> N
     ask(state, "Hi")
     run_command(state, "/edit")
     assert (state.edit, state.conversation.turns) == ("Hi", [])
+    state.edit, state.unsent = "", "too long"
+    run_command(state, "/edit")
+    assert (state.edit, state.unsent) == ("too long", "")
     for line in ("/stats", "/context", "/model", "/show", "/system", "/temp"):
         run_command(state, line)
     run_command(state, "/q")

@@ -12,7 +12,7 @@ from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
 from medlite.gguf_format import read_header
 from medlite.onnx_format import is_onnx_folder, read_onnx_facts
-from medlite.registry import resolve_model
+from medlite.registry import DEMO_NAME, demo_artifact, resolve_model
 
 DEFAULT_SETTINGS = GenerationSettings()
 
@@ -75,4 +75,17 @@ def load(model: str | Path, *, device: str = "auto", n_context: int | None = Non
         del header  # a large vocabulary takes 100 MB of Python strings
     engine = open_engine(path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
                          on_progress=on_progress)
-    return LoadedModel(replace(artifact, path=path), engine, prompting.template, prompting.note)
+    if path.parent == demo_artifact().parent:  # the file says checkpoint, which is what its folder is called
+        artifact = replace(artifact, name=DEMO_NAME)
+    note = prompting.note or missing_marks(engine, prompting.template)
+    return LoadedModel(replace(artifact, path=path), engine, prompting.template, note)
+
+
+def missing_marks(engine: Engine, template: ChatTemplate | None) -> str:
+    """What is wrong if the vocabulary lacks control tokens that the file's own template writes, else an empty text."""
+    marks = template.marks() if template else []
+    missing = [mark for mark in marks if len(engine.tokenize(mark, add_bos=False, parse_special=True)) != 1]
+    if not missing:
+        return ""
+    return (f"The vocabulary has no {', '.join(missing)}, which the file's chat template writes: replies will suffer. "
+            "--prompt-format NAME takes another format.")

@@ -6,6 +6,7 @@ and no Python internals, and cannot change what it is given.
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from medlite.gguf_format import Header
 
 PROBE = "MEDLITE-PROBE"
 THINK_START = "<think>"
+# <|im_start|>, <start_of_turn>, <s>: how models spell control tokens.
+CONTROL_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|</?s>")
 # What a template's code can raise beside jinja2.TemplateError, which includes the sandbox's own refusals.
 TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
@@ -52,6 +55,11 @@ class ChatTemplate:
         self.source, self.stop, self._special_tokens = source, tuple(stop), dict(special_tokens)
         self.takes_system = PROBE in self._probe(Message("system", PROBE), Message("user", "a"))
         self.starts_thinking = self._probe(Message("user", "a")).rstrip().endswith(THINK_START)
+
+    def marks(self) -> list[str]:
+        """The control tokens that it writes around texts, as far as they can be told from words."""
+        text = self._probe(Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+        return list(dict.fromkeys(CONTROL_MARK.findall(text)))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of `messages`, ending where the assistant's reply begins.

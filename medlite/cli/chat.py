@@ -95,24 +95,40 @@ def show_banner(state: "ChatState", history: Path | None, console: "Console") ->
 
 
 def _answer_lines(state: "ChatState", *, as_json: bool, shade: bool) -> None:
-    """Each line of stdin is a turn, or a command if it begins with /."""
-    from medlite.cli.chat_commands import run_command
+    """Each line of stdin is a turn, or a command if it begins with /. One that fails is said, and the next is read.
 
+    Ends with code 1 if any failed.
+    """
+    failed = False
     for raw in sys.stdin.buffer:
         text = raw.decode("utf-8", errors="replace").strip()
-        if not text:
-            continue
-        if text.startswith("/"):
-            run_command(state, text)
-            if state.leaving:
-                return
-            text, state.send = state.send or "", None
-            if not text:
-                continue
-        if as_json:
-            _print_turn(state, text)
-        else:
-            _reply(state, text, shade=shade)
+        if "�" in text and "�".encode() not in raw:
+            click.echo("warning: stdin is not valid UTF-8; the bad bytes were replaced", err=True)
+        try:
+            if text:
+                _answer_line(state, text, as_json=as_json, shade=shade)
+        except MedliteError as error:
+            failed = True
+            if as_json:
+                click.echo(json.dumps({"user": text, "error": str(error), "hint": error.hint}, ensure_ascii=False))
+            else:
+                click.echo(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), err=True)
+        if state.leaving:
+            break
+    if failed:
+        sys.exit(1)
+
+
+def _answer_line(state: "ChatState", text: str, *, as_json: bool, shade: bool) -> None:
+    from medlite.cli.chat_commands import run_command
+
+    if text.startswith("/"):
+        run_command(state, text)
+        text, state.send = state.send or "", None
+    if text and as_json:
+        _print_turn(state, text)
+    elif text:
+        _reply(state, text, shade=shade)
 
 
 def _print_turn(state: "ChatState", text: str) -> None:

@@ -150,6 +150,9 @@ def _retry(state: ChatState, _: str) -> None:
 
 
 def _edit(state: ChatState, _: str) -> None:
+    if state.unsent:
+        state.edit, state.unsent = state.unsent, ""
+        return
     turn = state.conversation.undo()
     if turn is None:
         raise ChatError("nothing to edit")
