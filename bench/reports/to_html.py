@@ -30,7 +30,7 @@ h3{margin:1.8rem 0 .4rem;font-size:1.05rem}
 .dim,figcaption,.note{color:var(--dim);font-size:.875rem}
 .answer{font-weight:600}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:100%}
+table{border-collapse:separate;border-spacing:0;font-size:.875rem;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{vertical-align:bottom;font-weight:600;white-space:normal}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}

@@ -77,8 +77,9 @@ def show_report(found: "Report", path: Path | None, form: str) -> None:
 
 
 def show_tables(found: "Sequence[TaskComparison]") -> None:
-    """Two tables a task: cost and accuracy, then distance and verdict."""
+    """Two tables a task: cost and accuracy, then distance and verdict; and what follows in a sentence."""
     from bench.intervals import holm
+    from bench.reports.tables import answer_line
     from bench.summary import summary_rows
     from medlite.cli.display import stdout
     from medlite.cli.tables import comparison_table, verdict_table
@@ -87,3 +88,4 @@ def show_tables(found: "Sequence[TaskComparison]") -> None:
         stdout.print(f"[bold]{one.task}[/bold]  {len(one.baseline.samples):,} questions")
         stdout.print(comparison_table(summary_rows(one.baseline, one.candidates, one.comparisons)))
         stdout.print(verdict_table(one.comparisons, holm([c.mcnemar_p for c in one.comparisons])))
+        stdout.print(answer_line(one), soft_wrap=True)

@@ -152,7 +152,7 @@ def run_one(path: Path, file: Path, wanted: Wanted, *, quiet: bool) -> "RunRecor
     from medlite.cli.display import stderr
 
     def run(resume: bool) -> "RunRecord":
-        with phase_bars(f"{path.stem} {wanted.task}", quiet=quiet) as on_progress:
+        with phase_bars(f"{file.parent.name} {wanted.task}", quiet=quiet) as on_progress:
             return run_in_child(path, wanted.task, wanted.settings, data=wanted.data, shots_data=wanted.shots_data,
                                 out=file, resume=resume, force=True, on_progress=on_progress)
 
@@ -162,7 +162,7 @@ def run_one(path: Path, file: Path, wanted: Wanted, *, quiet: bool) -> "RunRecor
         stderr.print(f"begins anew: {error}", style="dim", markup=False)
         record = run(resume=False)
     if not quiet:
-        stderr.print(f"{path.stem} {wanted.task}: {record.n_correct:,} of {len(record.samples):,} right, "
+        stderr.print(f"{file.parent.name} {wanted.task}: {record.n_correct:,} of {len(record.samples):,} right, "
                      f"{record.performance.scoring_seconds:.0f} s", style="dim", markup=False)
     return record
 
