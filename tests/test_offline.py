@@ -55,7 +55,8 @@ def test_every_kind_of_work_is_done_with_the_internet_forbidden(tmp_path: Path) 
     questions.write_text("".join(json.dumps({"id": f"q{i}", "question": f"Number {i}?", "answer": "A", "options": {
         "A": "one", "B": "two", "C": "three", "D": "four"}}) + "\n" for i in range(4)))
     steps = proof_steps(checkpoint, questions, tmp_path)
-    assert {"quantize", "verify", "generate", "chat", "bench", "fit"} <= {step.name for step in steps}
+    kinds = ("quantize", "verify", "generate", "chat", "bench")
+    assert {*kinds, *(f"{kind} (ONNX)" for kind in kinds), "fit"} <= {step.name for step in steps}
     for step in steps:
         outcome = run_step(step, {"MEDLITE_CACHE": str(tmp_path / "cache")})
         assert not outcome.attempted, (step, outcome.said)

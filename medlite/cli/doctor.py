@@ -243,7 +243,7 @@ def show_proof(*, as_json: bool) -> None:
     def on_step(outcome: Outcome) -> None:
         mark = MARKS[GOOD if outcome.ok else WRONG]
         text = "no attempt" if outcome.ok else "tried to reach the internet" if outcome.attempted else "failed"
-        stdout.print(f"{mark}[bold]{outcome.step.name:<11}[/bold] {text}", soft_wrap=True)
+        stdout.print(f"{mark}[bold]{outcome.step.name:<15}[/bold] {text}", soft_wrap=True)
         if outcome.said:
             stdout.print(outcome.said, markup=False, style="dim", soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """The proof that nothing leaves the machine: every kind of work, done with the internet forbidden."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -47,7 +48,7 @@ class Outcome:
 def proof_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
     """The commands, in order: each kind of work once, on a checkpoint and question file small enough for a moment."""
     model = folder / f"{checkpoint.resolve().name}-{RECIPE}.gguf"
-    return [
+    steps = [
         Step("quantize", ("quantize", str(checkpoint), "--recipe", RECIPE, "--out", str(folder), "--threads", "1")),
         Step("verify", ("verify", str(model), "--against", str(checkpoint))),
         Step("generate", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
@@ -56,6 +57,25 @@ def proof_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
                        "--threads", "1", "-o", str(folder / "run.jsonl"))),
         Step("fit", ("fit", str(model), "--memory", "16GB")),
         Step("models", ("models", "--json")),
+    ]
+    return steps + (onnx_steps(checkpoint, questions, folder) if has_onnx() else [])
+
+
+def has_onnx() -> bool:
+    """Whether the extra `onnx` is installed; without it ONNX Runtime cannot send anything either."""
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
+
+
+def onnx_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
+    """The same with ONNX Runtime, whose builds report home unless they are told not to."""
+    model = folder / "onnx"
+    return [
+        Step("quantize (ONNX)", ("quantize", str(checkpoint), "--format", "onnx", "--out", str(model))),
+        Step("verify (ONNX)", ("verify", str(model))),
+        Step("generate (ONNX)", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
+        Step("chat (ONNX)", ("chat", str(model), "--max-tokens", "4", "--threads", "1"), "What is metformin?\n/quit\n"),
+        Step("bench (ONNX)", ("bench", "run", str(model), "--data", str(questions), "--limit", "4", "--no-speed",
+                              "--threads", "1", "-o", str(folder / "onnx-run.jsonl"))),
     ]
 
 
