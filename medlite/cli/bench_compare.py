@@ -88,4 +88,4 @@ def show_tables(found: "Sequence[TaskComparison]") -> None:
         stdout.print(f"[bold]{one.task}[/bold]  {len(one.baseline.samples):,} questions")
         stdout.print(comparison_table(summary_rows(one.baseline, one.candidates, one.comparisons)))
         stdout.print(verdict_table(one.comparisons, holm([c.mcnemar_p for c in one.comparisons])))
-        stdout.print(answer_line(one), soft_wrap=True)
+        stdout.print(answer_line(one))
