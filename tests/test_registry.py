@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import constants
 from tiny_gguf import write_tiny_gguf
 
 import medlite
 from medlite.catalog import find_model, read_catalog, recognise
+from medlite.cli.fit import command as fit
+from medlite.cli.models import command as models
 from medlite.cli.quantize import output_path
 from medlite.errors import ArtifactError
 from medlite.registry import (
@@ -136,6 +139,18 @@ def test_a_model_is_recognised_by_what_files_call_it() -> None:
             assert recognise(model.repository.split("/")[1]) is model
     assert recognise("") is None
     assert recognise("Llama") is None
+
+
+def test_models_tells_what_is_ready_to_run(tiny: Path) -> None:
+    put(tiny, Path("Llama3-Med42-8B-Q4_K_M.gguf"))
+    rows = json.loads(CliRunner().invoke(models, ["--json"], catch_exceptions=False).stdout)
+    ready = {row["name"]: [one["recipe"] for one in row["artifacts"]] for row in rows if row["artifacts"]}
+    assert ready == {NAME: ["Q4_K_M"]}
+    assert "Q4_K_M.gguf" in CliRunner().invoke(models, [NAME], catch_exceptions=False).stdout
+    table = CliRunner().invoke(models, ["med42"], catch_exceptions=False).stdout
+    assert [line.split()[-1] for line in table.splitlines() if line.strip().startswith(NAME)] == ["Q4_K_M"]
+    answer = CliRunner().invoke(fit, [f"{NAME}:Q4_K_M", "--json"], catch_exceptions=False)
+    assert [row["recipe"] for row in json.loads(answer.stdout)["recipes"]] == ["F32"]
 
 
 def test_load_and_the_commands_take_a_catalogue_name(tiny: Path) -> None:

@@ -111,9 +111,9 @@ def memory_size(text: str) -> int:
 
 
 def find_candidates(model: str) -> list[Candidate]:
-    """The model at every recipe, largest file first; or a file as it is."""
+    """The model at every recipe, largest file first; or a file, or NAME:RECIPE of one that is here, as it is."""
     path = Path(model).expanduser()
-    if path.is_file() or model == "demo":
+    if path.is_file() or model.partition(":")[0] == "demo" or (":" in model and not path.is_dir()):
         return [file_candidate(model)]
     return recipe_candidates(find_config(model, path))
 

@@ -1,5 +1,6 @@
 """`medlite models`: the catalogue, and what of it is on this machine."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,6 +9,7 @@ from medlite.cli import print_json
 
 if TYPE_CHECKING:
     from medlite.catalog import CatalogModel
+    from medlite.registry import LocalArtifact
 
 SHOWN_RECIPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 TABLE_RECIPES = ("Q8_0", "Q4_K_M")
@@ -30,18 +32,19 @@ def command(name: str | None, as_json: bool) -> None:
     from medlite.catalog import read_catalog
     from medlite.errors import ArtifactError
     from medlite.hub import cached_bytes
+    from medlite.registry import artifacts_of
 
     models = [model for model in read_catalog().values() if name is None or name.lower() in model.name]
     models = [model for model in models if model.name == name] or models
     if not models:
         raise ArtifactError(f"no model's name holds {name!r}", hint="medlite models lists them all")
-    cached = cached_bytes()
+    here = Here(cached_bytes(), {model.name: artifacts_of(model) for model in models})
     if as_json:
-        print_json([as_data(model, cached) for model in models])
+        print_json([as_data(model, here) for model in models])
     elif len(models) == 1:
-        show_one(models[0], cached)
+        show_one(models[0], here)
     else:
-        show_table(models, cached)
+        show_table(models, here)
 
 
 def file_sizes(model: "CatalogModel", recipes: tuple[str, ...] = SHOWN_RECIPES) -> dict[str, int]:
@@ -53,17 +56,28 @@ def file_sizes(model: "CatalogModel", recipes: tuple[str, ...] = SHOWN_RECIPES) 
             for candidate in recipe_candidates(hf_config(model), recipes)}
 
 
-def local_bytes(model: "CatalogModel", cached: dict[str, int]) -> int:
-    """Bytes of the model's checkpoint on this machine, 0 if it is not here."""
-    from medlite.hub import hand_folder
+@dataclass(frozen=True)
+class Here:
+    """What is on this machine. cached: hub repository -> bytes in its cache. artifacts: by model, ready to run."""
 
-    if model.repository:
-        return cached.get(model.repository, 0)
-    folder = hand_folder(model)
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    cached: "dict[str, int]"
+    artifacts: "dict[str, list[LocalArtifact]]"
+
+    def checkpoint_bytes(self, model: "CatalogModel") -> int:
+        """Bytes of the model's checkpoint, or of what was pulled of it; 0 if it is not here."""
+        from medlite.hub import hand_folder
+
+        if model.repository:
+            return self.cached.get(model.repository, 0)
+        folder = hand_folder(model)
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+    def recipes(self, model: "CatalogModel") -> list[str]:
+        """The recipes of its artifacts."""
+        return [one.recipe or one.path.name for one in self.artifacts[model.name]]
 
 
-def as_data(model: "CatalogModel", cached: dict[str, int]) -> dict[str, Any]:
+def as_data(model: "CatalogModel", here: Here) -> dict[str, Any]:
     """A row for --json; sizes in bytes."""
     return {
         "name": model.name, "repository": model.repository, "revision": model.revision, "page": model.where,
@@ -71,10 +85,11 @@ def as_data(model: "CatalogModel", cached: dict[str, int]) -> dict[str, Any]:
         "shape": vars(model.shape), "licence": model.licence, "access": model.access, "prompt": model.prompt,
         "note": model.note, "evidence": model.evidence, "accuracy": dict(model.accuracy),
         "accuracy_source": model.accuracy_source, "file_bytes": file_sizes(model),
-        "local_bytes": local_bytes(model, cached)}
+        "local_bytes": here.checkpoint_bytes(model),
+        "artifacts": [{"path": str(one.path), "recipe": one.recipe} for one in here.artifacts[model.name]]}
 
 
-def show_table(models: "list[CatalogModel]", cached: dict[str, int]) -> None:
+def show_table(models: "list[CatalogModel]", here: Here) -> None:
     """One row a model."""
     from rich import box
     from rich.table import Table
@@ -89,18 +104,20 @@ def show_table(models: "list[CatalogModel]", cached: dict[str, int]) -> None:
     table.add_column("access", no_wrap=True)
     table.add_column("here", justify="right", no_wrap=True)
     for model in models:
-        sizes, here = file_sizes(model, TABLE_RECIPES), local_bytes(model, cached)
+        sizes, n_bytes = file_sizes(model, TABLE_RECIPES), here.checkpoint_bytes(model)
+        ready = [*([format_bytes(n_bytes)] if n_bytes else []), *here.recipes(model)]
         table.add_row(model.name, f"{model.n_params / 1e9:.1f} B", f"{model.context // 1024}k",
                       *(format_bytes(sizes[recipe]) for recipe in TABLE_RECIPES),
-                      ACCESS_MARKS[model.access], format_bytes(here) if here else "")
+                      ACCESS_MARKS[model.access], " ".join(ready))
     stdout.print(table)
     stdout.print("sizes of GGUF files by recipe · gated: accept a licence first · by hand: no program may download it",
                  style="dim", soft_wrap=True)
+    stdout.print("here: bytes of the checkpoint, recipes that are ready to run", style="dim", soft_wrap=True)
     stdout.print("more of one: medlite models NAME · will it fit: medlite fit NAME · get it: medlite pull NAME",
                  style="dim", soft_wrap=True)
 
 
-def show_one(model: "CatalogModel", cached: dict[str, int]) -> None:
+def show_one(model: "CatalogModel", here: Here) -> None:
     """Everything that the catalogue says of one model."""
     from rich.markup import escape
     from rich.table import Table
@@ -108,10 +125,10 @@ def show_one(model: "CatalogModel", cached: dict[str, int]) -> None:
     from medlite.cli.display import stdout
     from medlite.files import format_bytes
 
-    here = local_bytes(model, cached)
-    shape = model.shape
+    n_bytes, shape = here.checkpoint_bytes(model), model.shape
     rows = {
-        "model": model.name, "where": model.where, "base": model.base,
+        "model": model.name, "where": model.where, "revision": model.revision or "not known: pull takes the newest",
+        "base": model.base,
         "parameters": f"{model.n_params:,}",
         "shape": f"{shape.layers} layers of {shape.hidden}, {shape.heads} heads ({shape.kv_heads} for keys, values), "
                  f"vocabulary {model.vocabulary:,}",
@@ -120,7 +137,10 @@ def show_one(model: "CatalogModel", cached: dict[str, int]) -> None:
         "prompt": f"{model.prompt}: {model.prompt_format.user!r}",
         "published": ", ".join(f"{task} {value:g} %" for task, value in model.accuracy.items()),
         "source": model.accuracy_source, "note": model.note,
-        "here": format_bytes(here) if here else "not on this machine"}
+        "checkpoint": f"{format_bytes(n_bytes)} on this machine" if n_bytes else "not on this machine",
+        "ready": "\n".join(str(one.path) for one in here.artifacts[model.name])}
+    if not model.repository:
+        del rows["revision"]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
