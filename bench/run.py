@@ -14,6 +14,7 @@ from typing import Any
 from bench.measure import OnProgress, Progress
 from bench.record import ArtifactFacts, RunRecord, RunSettings, read_record
 from bench.text import TextScore
+from bench.text_distance import TextDistance, distance_from_json
 from medlite import errors
 from medlite.errors import EngineError, MedliteError
 
@@ -52,13 +53,21 @@ def run_in_child(
 
 
 def text_in_child(
-    artifact_path: Path, text: Path, settings: RunSettings | None = None, *, on_progress: OnProgress | None = None,
-) -> TextScore:
-    """The score of one artifact on a text file, in a fresh process. settings.n_context is the length of a chunk."""
-    request = {"artifact": str(artifact_path), "settings": asdict(settings or RunSettings()), "text": str(text)}
+    artifact_path: Path, text: Path, settings: RunSettings | None = None, *, keep: Path | None = None,
+    against: Path | None = None, on_progress: OnProgress | None = None,
+) -> tuple[TextScore, TextDistance | None]:
+    """The score of one artifact on a text file, in a fresh process. settings.n_context is the length of a chunk.
+
+    keep: write the distributions to this file, settings.max_tokens of each. against: such a file of the baseline's,
+    from which the distance is taken.
+    """
+    request = {"artifact": str(artifact_path), "settings": asdict(settings or RunSettings()), "text": str(text),
+               "keep": str(keep) if keep else None, "against": str(against) if against else None}
     value = _talk(request, on_progress, "bench.worker")
-    return TextScore(**{**value, "artifact": ArtifactFacts(**value["artifact"]),
-                        "chunk_nats": tuple(value["chunk_nats"])})
+    score = value["score"]
+    distance = value["distance"]
+    return (TextScore(**{**score, "artifact": ArtifactFacts(**score["artifact"]),
+                         "chunk_nats": tuple(score["chunk_nats"])}), distance and distance_from_json(distance))
 
 
 def _talk(request: Mapping[str, Any], on_progress: OnProgress | None, worker: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 Source: llama.cpp tools/perplexity/perplexity.cpp, function perplexity(): the text is tokenized once with its first
 token, cut into chunks of n_context tokens (what remains is left out), each chunk's first token is replaced by the one
-that begins a text, and the second half of each chunk is scored.
+that begins a text, and the second half of each chunk is scored. KL between two models: `bench.text_distance`.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from medlite.engines.engine import Engine, LogitsRequest
 from medlite.errors import RecordError, TaskError
 
 N_CONTEXT = 512  # llama-perplexity's default, and that of published tables
+BLOCK_ROWS = 32  # distributions held as float64 at once: 33 MB each array at 128,256 tokens
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,25 +49,84 @@ class TextScore:
         return self.perplexity * math.sqrt(self.token_variance / max(n - 1, 1))
 
 
-def chunks(engine: Engine, text: str, n_context: int) -> list[tuple[int, ...]]:
+@dataclass(frozen=True)
+class Chunks:
+    """A text in tokens. pieces: n_context tokens each, the first of which begins a text where the model has one."""
+
+    n_context: int
+    pieces: tuple[tuple[int, ...], ...]
+
+    @property
+    def first_scored(self) -> int:
+        """The position whose logits predict the first scored token."""
+        return self.n_context // 2
+
+    @property
+    def n_scored(self) -> int:
+        """Scored tokens of a chunk."""
+        return self.n_context - 1 - self.first_scored
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        """Blocks of BLOCK_ROWS tokens that a chunk's scored tokens make."""
+        return -(-self.n_scored // BLOCK_ROWS)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the tokens: equal for two models only if they cut the text alike."""
+        return hashlib.sha256(np.asarray(self.pieces, dtype="<i4").tobytes()).hexdigest()
+
+    def targets(self, index: int) -> NDArray[np.int64]:
+        """The scored tokens of one chunk, (n_scored,)."""
+        return np.asarray(self.pieces[index][self.first_scored + 1 :], dtype=np.int64)
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """The text without the newline at its end, as llama-perplexity -f takes it, and the file's SHA-256.
+
+    Raises TaskError if it cannot be read as UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+        return raw.decode("utf-8").removesuffix("\n"), hashlib.sha256(raw).hexdigest()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def chunks(engine: Engine, text: str, n_context: int) -> Chunks:
     """The text's tokens in chunks of n_context. Raises TaskError if there are fewer than two."""
     tokens = engine.tokenize(text)
     first = engine.tokenize("")[:1]  # the token that begins a text, where the model has one
-    found = [tuple(first + tokens[i + len(first) : i + n_context])
-             for i in range(0, len(tokens) - n_context + 1, n_context)]
+    found = tuple(tuple(first + tokens[i + len(first) : i + n_context])
+                  for i in range(0, len(tokens) - n_context + 1, n_context))
     if len(found) < 2:
         raise TaskError(f"the text has {len(tokens)} tokens, {2 * n_context} are needed", hint="--context with less")
+    return Chunks(n_context, found)
+
+
+def scored_blocks(engine: Engine, cut: Chunks) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+    """Log-probabilities at the scored tokens, (n, n_vocab) nats, and these tokens (n,), at most BLOCK_ROWS at once.
+
+    cut.blocks_per_chunk of them make up a chunk.
+    """
+    positions = tuple(range(cut.first_scored, cut.n_context - 1))
+    for index, logits in enumerate(engine.logits([LogitsRequest(piece, positions) for piece in cut.pieces])):
+        targets = cut.targets(index)
+        for start in range(0, cut.n_scored, BLOCK_ROWS):
+            yield log_softmax(logits[start : start + BLOCK_ROWS]), targets[start : start + BLOCK_ROWS]
+
+
+def nats_of(log_probabilities: Floats, targets: NDArray[np.int64]) -> Floats:
+    """-ln p of the targets. log_probabilities: (n, n_vocab); targets: (n,)."""
+    found: Floats = -log_probabilities[np.arange(targets.size), targets]
     return found
 
 
-def token_nats(engine: Engine, text: str, n_context: int) -> Iterator[NDArray[np.float64]]:
-    """-ln p of each token in the second half of each chunk, one array (n_context - n_context // 2 - 1,) a chunk."""
-    pieces = chunks(engine, text, n_context)
-    start = n_context // 2
-    requests = [LogitsRequest(piece, tuple(range(start, n_context - 1))) for piece in pieces]
-    for piece, logits in zip(pieces, engine.logits(requests), strict=True):
-        rows = log_softmax(logits)
-        yield -rows[np.arange(rows.shape[0]), np.asarray(piece[start + 1 :])]
+def text_score(facts: ArtifactFacts, cut: Chunks, text_sha256: str, nats: Floats) -> TextScore:
+    """The score from every scored token's -ln p, chunk after chunk. nats: (n_chunks * n_scored,)."""
+    nats = nats.reshape(len(cut.pieces), cut.n_scored)
+    return TextScore(artifact=facts, n_context=cut.n_context, n_scored=cut.n_scored, text_sha256=text_sha256,
+                     chunk_nats=tuple(float(mean) for mean in nats.mean(axis=1)), token_variance=float(nats.var()))
 
 
 def paired_difference(baseline: TextScore, candidate: TextScore, *, seed: int = 0) -> Interval:

@@ -5,19 +5,17 @@ Answers: {"progress": [phase, done, total]}, {"error": {type, message, hint}}, {
 What native libraries print on stdout goes to stderr.
 """
 
-import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench import artifacts, fetch, memory
 from bench.measure import Output, Progress, Subject, measure, prepare
@@ -26,11 +24,13 @@ from bench.record import CONTEXT_TOKENS, RunSettings
 from bench.server import facts_of_server, template_of_server
 from bench.tasks import find_task
 from bench.tasks.local import local_task
-from bench.text import N_CONTEXT, TextScore, chunks, token_nats
+from bench.text import N_CONTEXT, chunks, nats_of, read_text, scored_blocks, text_score
+from bench.text_distance import BaselineWriter, Differences, baseline_bytes, read_baseline
 from medlite.engines.engine import Engine
 from medlite.engines.http_json import parse_address
 from medlite.engines.openai import OpenAIEngine, open_openai
-from medlite.errors import MedliteError, ServerError, TaskError
+from medlite.errors import MedliteError, ServerError
+from medlite.files import check_free_space
 from medlite.hub import is_offline
 
 OpenEngine = Callable[[Path, RunSettings], Engine]
@@ -104,32 +104,31 @@ def _measure(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporte
 
 
 def _score_text(open_engine: OpenEngine, request: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """A TextScore as JSON."""
-    path = Path(request["text"])
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    """A TextScore as JSON, and a TextDistance where the request names a baseline's file."""
+    text, text_sha256 = read_text(Path(request["text"]))
     settings = RunSettings(**request["settings"])
     settings = replace(settings, n_context=settings.n_context or N_CONTEXT)
     measured = artifacts.look_at(Path(request["artifact"]))
     facts = artifacts.facts_of(measured, counter(reporter, "hash", measured.n_bytes))
-    engine = open_engine(measured.path, settings)
-    try:
-        n_chunks = len(chunks(engine, text, settings.n_context))
-        nats: list[NDArray[np.float64]] = []
-        for one in token_nats(engine, text, settings.n_context):
-            nats.append(one)
-            reporter(Progress("score", len(nats), n_chunks))
-    finally:
-        engine.close()
-    score = TextScore(
-        artifact=facts, n_context=settings.n_context, n_scored=nats[0].size,
-        text_sha256=hashlib.sha256(raw).hexdigest(), chunk_nats=tuple(float(one.mean()) for one in nats),
-        token_variance=float(np.concatenate(nats).var()),
-    )
-    return asdict(score)
+    keep, against = (Path(request[name]) if request[name] else None for name in ("keep", "against"))
+    with closing(open_engine(measured.path, settings)) as engine, ExitStack() as stack:
+        cut, n_vocab = chunks(engine, text, settings.n_context), engine.info.n_vocab
+        writer = None
+        if keep:
+            check_free_space(keep.parent, baseline_bytes(cut, n_vocab, settings.max_tokens))
+            writer = stack.enter_context(BaselineWriter(keep, cut, n_vocab, settings.max_tokens))
+        baseline = read_baseline(against, cut, n_vocab) if against else None
+        differences, nats = Differences(), []
+        for n_done, (rows, targets) in enumerate(scored_blocks(engine, cut), start=1):
+            nats.append(nats_of(rows, targets))
+            if writer:
+                writer.add(rows, nats[-1])
+            if baseline:
+                base_nats, base = next(baseline)
+                differences.add(base, base_nats, rows, nats[-1])
+            reporter(Progress("score", n_done // cut.blocks_per_chunk, len(cut.pieces)))
+    score = text_score(facts, cut, text_sha256, np.concatenate(nats))
+    return {"score": asdict(score), "distance": asdict(differences.distance()) if against else None}
 
 
 def counter(reporter: Reporter, phase: str, total: int) -> Callable[[int], None]:

@@ -12,7 +12,7 @@ from toy_engine import ToyEngine
 from bench.record import ArtifactFacts, RunSettings
 from bench.run import text_in_child
 from bench.scoring import log_softmax
-from bench.text import TextScore, chunks, paired_difference, token_nats
+from bench.text import TextScore, chunks, nats_of, paired_difference, read_text, scored_blocks, text_score
 from medlite.engines.engine import LogitsRequest
 from medlite.errors import RecordError, TaskError
 
@@ -23,20 +23,26 @@ def test_chunks_begin_with_the_first_token_and_leave_the_rest_out() -> None:
     engine = ToyEngine()
     found = chunks(engine, TEXT, 64)
     tokens = engine.tokenize(TEXT)
-    assert len(found) == len(tokens) // 64
-    assert all(piece[0] == tokens[0] and len(piece) == 64 for piece in found)
-    assert found[1][1:] == tuple(tokens[65:128])
+    assert len(found.pieces) == len(tokens) // 64
+    assert all(piece[0] == tokens[0] and len(piece) == 64 for piece in found.pieces)
+    assert found.pieces[1][1:] == tuple(tokens[65:128])
+    assert found.targets(1).tolist() == tokens[97:128]
 
 
-def test_the_second_half_of_each_chunk_is_scored() -> None:
+@pytest.mark.parametrize("n_context", [64, 65, 160])
+def test_the_second_half_of_each_chunk_is_scored(n_context: int) -> None:
     engine = ToyEngine(noise=0.5)
-    pieces = chunks(engine, TEXT, 64)
-    for piece, nats in zip(pieces, token_nats(engine, TEXT, 64), strict=True):
-        expected = []
-        for j in range(32, 63):
+    cut = chunks(engine, TEXT, n_context)
+    found = np.concatenate([nats_of(rows, targets) for rows, targets in scored_blocks(engine, cut)])
+    expected = []
+    for piece in cut.pieces:
+        for j in range(n_context // 2, n_context - 1):
             logits, = engine.logits([LogitsRequest(piece[: j + 1], (j,))])
             expected.append(-log_softmax(logits)[0, piece[j + 1]])
-        assert nats.tolist() == pytest.approx(expected, abs=1e-9)
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    assert found.size == len(cut.pieces) * cut.n_scored
+    facts = ArtifactFacts("a.gguf", "0", "gguf", "a", "F32", 1, 1, 32.0)
+    assert text_score(facts, cut, "abc", found).perplexity == pytest.approx(math.exp(np.mean(expected)))
 
 
 def score(*chunk_nats: float) -> TextScore:
@@ -70,11 +76,21 @@ def test_a_short_text_is_refused() -> None:
 def test_a_real_file_is_scored_in_a_process_of_its_own(tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "text.txt").write_text(TEXT * 4)
-    found = text_in_child(model, tmp_path / "text.txt", RunSettings(n_context=64, device="cpu"))
+    settings = RunSettings(n_context=64, device="cpu", max_tokens=0)
+    found, none = text_in_child(model, tmp_path / "text.txt", settings, keep=tmp_path / "kept")
+    assert none is None
     assert 1 < found.perplexity < 5000  # random weights do worse than guessing among 321 tokens
     assert found.n_scored == 31
-    again = text_in_child(model, tmp_path / "text.txt", RunSettings(n_context=64, device="cpu"))
+    again, distance = text_in_child(model, tmp_path / "text.txt", settings, against=tmp_path / "kept")
     assert paired_difference(found, again).value == 0.0
+    assert distance is not None
+    assert distance.exact
+    assert (distance.kl.value, distance.same_top.value) == (pytest.approx(0.0, abs=1e-7), 1.0)
+
+
+def test_the_last_newline_is_left_out_as_llama_perplexity_does(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"two lines\n\n")
+    assert read_text(tmp_path / "text.txt")[0] == "two lines\n"
 
 
 def test_a_text_that_is_no_text_is_named(tmp_path: Path) -> None:

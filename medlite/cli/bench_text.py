@@ -1,47 +1,77 @@
-"""`medlite bench text`: perplexity over a text file."""
+"""`medlite bench text`: perplexity and KL divergence over a text file."""
 
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from medlite.cli import print_json
 from medlite.cli.bench_run import phase_bars
 
+if TYPE_CHECKING:
+    from bench.record import RunSettings
+    from bench.text import TextScore
+    from bench.text_distance import TextDistance
+
 
 @click.command("text", epilog="""\b
 Examples:
   medlite bench text notes.txt model-Q4_K_M.gguf
   medlite bench text notes.txt model-BF16.gguf model-Q8_0.gguf model-Q4_K_M.gguf
-  medlite bench text notes.txt model-BF16.gguf model-Q2_K.gguf --context 256 --json""")
+  medlite bench text notes.txt model-BF16.gguf model-Q2_K.gguf --exact --context 256 --json""")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("models", nargs=-1, required=True)
 @click.option("--context", "n_context", type=click.IntRange(8), default=512, show_default=True, metavar="TOKENS",
               help="Length of a chunk; its second half is scored.")
+@click.option("--exact", is_flag=True,
+              help="Keep the first model's whole distributions on disk while the others run: 4 bytes a token of the "
+                   "vocabulary, for each scored token of the text.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    file: Path, models: tuple[str, ...], n_context: int, device: str, n_threads: int, as_json: bool,
+    file: Path, models: tuple[str, ...], n_context: int, exact: bool, device: str, n_threads: int, as_json: bool,
 ) -> None:
-    """Perplexity of MODELS on a text FILE, as llama-perplexity defines it; differences are from the first model."""
-    from dataclasses import asdict
-
+    """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
+    of probability. All as llama-perplexity defines them."""
     from bench.record import RunSettings
-    from bench.run import text_in_child
     from bench.text import paired_difference
+    from bench.text_distance import MAX_TOKENS
     from medlite.cli.display import stdout
-    from medlite.cli.tables import text_table
-    from medlite.registry import resolve_model
+    from medlite.cli.tables import distance_table, text_table
 
-    settings = RunSettings(n_context=n_context, device=device, n_threads=n_threads)
-    scores = []
-    for path in map(resolve_model, models):
-        with phase_bars(path.stem, quiet=as_json) as on_progress:
-            scores.append(text_in_child(path, file, settings, on_progress=on_progress))
+    settings = RunSettings(n_context=n_context, device=device, n_threads=n_threads,
+                           max_tokens=0 if exact else MAX_TOKENS)
+    results = measure_texts(file, models, settings, quiet=as_json)
+    scores, distances = [score for score, _ in results], [distance for _, distance in results[1:] if distance]
     differences = [paired_difference(scores[0], score) for score in scores[1:]]
     if as_json:
         print_json([{**asdict(score), "perplexity": score.perplexity, "standard_error": score.standard_error,
-                     "difference_nats": asdict(d) if d else None}
-                    for score, d in zip(scores, [None, *differences], strict=True)])
+                     "difference_nats": asdict(d) if d else None, "distance": asdict(distance) if distance else None}
+                    for (score, distance), d in zip(results, [None, *differences], strict=True)])
         return
     stdout.print(text_table(scores, differences))
+    if distances:
+        stdout.print(distance_table([score.artifact.file_name for score in scores[1:]], distances))
+
+
+def measure_texts(
+    file: Path, models: Sequence[str], settings: "RunSettings", *, quiet: bool,
+) -> "list[tuple[TextScore, TextDistance | None]]":
+    """Each model's score, and from the second on the distance from the first, one model in memory at a time."""
+    from bench.run import text_in_child
+    from medlite.files import cache_folder
+    from medlite.registry import resolve_model
+
+    results: list[tuple[TextScore, TextDistance | None]] = []
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="text-", dir=cache_folder()) as folder:
+        kept = Path(folder) / "baseline" if len(models) > 1 else None
+        for path in map(resolve_model, models):
+            with phase_bars(path.stem, quiet=quiet) as on_progress:
+                results.append(text_in_child(path, file, settings, keep=None if results else kept,
+                                             against=kept if results else None, on_progress=on_progress))
+    return results

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bench.summary import SummaryRow
     from bench.task import Task
     from bench.text import TextScore
+    from bench.text_distance import TextDistance
 
 NOTHING = "·"
 VERDICT_STYLES = {"non-inferior": "green", "inferior": "red", "inconclusive": "yellow"}
@@ -86,6 +87,26 @@ def text_table(scores: "Sequence[TextScore]", differences: "Sequence[Interval]")
             cell = f"{difference.value:+.4f}\n{difference.low:.4f}..{difference.high:.4f}"
         table.add_row(score.artifact.file_name, format_bytes(score.artifact.n_bytes), f"{score.perplexity:.4f}",
                       f"{score.standard_error:.4f}", cell, str(len(score.chunk_nats)))
+    return table
+
+
+def distance_table(names: Sequence[str], distances: "Sequence[TextDistance]") -> Table:
+    """One row a candidate: how far it is from the first model on the text."""
+    from bench.text_distance import QUANTILES
+
+    inexact = "" if all(distance.exact for distance in distances) else " · KL may be higher by ≤"
+    table = _table(f"second lines: standard errors, tokens taken as independent{inexact}")
+    for name in ("", "KL nats\nmean", "KL\nmedian", "KL\n99 %", "KL\ngreatest", "same top\ntoken %",
+                 "mean Δp\npoints", "RMS Δp\npoints"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
+    for name, distance in zip(names, distances, strict=True):
+        kl = dict(zip(QUANTILES, distance.kl_quantiles, strict=True))
+        gap = "" if distance.exact else f"\n≤{distance.kl_gap:.2g}"
+        table.add_row(
+            name, f"{distance.kl.value:.5f}\n±{distance.kl.standard_error:.5f}{gap}",
+            *(f"{kl[at]:.3g}" for at in (0.5, 0.99, 1.0)),
+            *(f"{100 * one.value:.3f}\n±{100 * one.standard_error:.3f}"
+              for one in (distance.same_top, distance.delta_p, distance.rms_delta_p)))
     return table
 
 
