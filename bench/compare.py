@@ -156,6 +156,7 @@ def check_comparable(baseline: RunRecord, candidate: RunRecord) -> None:
         "task": (baseline.task.name, candidate.task.name),
         "protocol": (baseline.settings.protocol, candidate.settings.protocol),
         "shots": (baseline.settings.n_shots, candidate.settings.n_shots),
+        "orders of the options": (baseline.settings.n_orders, candidate.settings.n_orders),
         "dataset revision": (baseline.task.revision, candidate.task.revision),
         "number of samples": (len(baseline.samples), len(candidate.samples)),
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from bench import chat_protocol, memory
 from bench.meters import Costs, Meters
+from bench.orders import check_shown, in_orders
 from bench.prompts import PROTOCOLS
 from bench.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
 from bench.scoring import ScoredSample, score_samples
@@ -62,7 +63,11 @@ def prepare(
     build = PROTOCOLS[settings.protocol] or task.build_prompt
     if settings.protocol == "chat":
         build = chat_protocol.builder_for(template)
+    if settings.n_orders > 1:
+        drawn = in_orders(drawn, settings.n_orders, settings.seed)
     items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
+    if settings.n_orders > 1:
+        check_shown(items)
     facts = TaskFacts(
         name=task.name, source=task.source, revision=" ".join(dict.fromkeys(f.revision for f in task.files)),
         licence=task.licence, measure=task.measure, n_all=len(samples), n_samples=len(drawn),

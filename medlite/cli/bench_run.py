@@ -34,6 +34,9 @@ def run_options(function: Any) -> Any:
                      help="Longest reply of the chat protocol; thinking models need many more."),
         click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--permute-options", "n_orders", type=click.IntRange(2), default=None, metavar="ORDERS",
+                     help="Ask each question with its options in ORDERS orders, rotated by seeded steps: accuracy "
+                          "then hangs less on the letters, and how often the answer stays is shown."),
         click.option("--engine", default="", metavar="NAME",
                      help="Runtime. Default: by the artifact's format. torch: the checkpoint folder itself, the "
                           "full-precision reference."),
@@ -64,6 +67,7 @@ def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
         settings |= {"engine": "openai", "url": options["url"], "server_model": options["server_model"],
                      "n_parallel": options["n_parallel"]}
     settings["dtype"] = options["dtype"] or ""
+    settings["n_orders"] = options["n_orders"] or 1
     settings["protocol"] = options["protocol"] or (TASKS[task].protocol if task in TASKS else "letters")
     if options["exact"]:
         settings["max_tokens"] = 0
@@ -207,13 +211,27 @@ def record_facts(record: "RunRecord") -> dict[str, Any]:
     from dataclasses import asdict
 
     from bench.compare import accuracy
+    from bench.orders import order_report
 
+    orders = record.settings.n_orders
     return {
         "artifact": asdict(record.artifact), "engine": record.engine, "task": asdict(record.task),
         "settings": asdict(record.settings), "accuracy": asdict(accuracy(record)), "n_correct": record.n_correct,
         "statuses": {s: record.count(s) for s in ("ok", "truncated", "failed", "unparsed")},
+        "orders": asdict(order_report(record.samples, orders)) if orders > 1 else None,
         "performance": {**asdict(record.performance), "questions_per_second": record.performance.questions_per_second},
     }
+
+
+def orders_line(record: "RunRecord") -> str:
+    """What asking in several orders showed."""
+    from bench.orders import order_report
+
+    found = order_report(record.samples, record.settings.n_orders)
+    picks = ", ".join(f"{letter} {100 * share:.0f}" for letter, share in found.picks.items())
+    return (f"{record.task.name}: {found.n:,} questions in {found.n_orders} orders; same answer in all "
+            f"{100 * found.same.value:.1f} % ({100 * found.same.low:.1f}..{100 * found.same.high:.1f}), right in all "
+            f"{100 * found.always_right.value:.1f} %; letters chosen, %: {picks}")
 
 
 def show_records(records: "Sequence[RunRecord]") -> None:
@@ -224,5 +242,7 @@ def show_records(records: "Sequence[RunRecord]") -> None:
 
     stdout.print(record_table(records))
     for record in records:
+        if record.settings.n_orders > 1:
+            stdout.print(orders_line(record), style="dim")
         for warning in status_warnings(record.task.name, record):
             stderr.print(f"[yellow]warning:[/yellow] {warning}")
