@@ -249,7 +249,7 @@ def test_what_was_not_measured_is_a_dash_and_its_reason_a_line_of_the_methods() 
         silent.performance, peak_vram_bytes=3_000_000_000, cpu_joules=6.0, gpu_joules=9.5))
     text = render(Report(compare_runs({"demo": silent}, [{"demo": told}])), "md")
     assert f"- All runs: {note}." in text
-    (memory,) = [line for line in text.splitlines() if line.startswith("| toy-BF16 | cpu |") and "| – |" in line]
+    (memory,) = [line for line in text.splitlines() if line.startswith("| toy-BF16 | toy, cpu |") and "| – |" in line]
     assert "0 B" not in memory.split("|")[-2]
     assert "3 GB" in text
     assert "| 6 | 9.5 |" in text

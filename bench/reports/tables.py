@@ -187,12 +187,13 @@ def memory_table(evidence: Evidence) -> Table:
     for record in evidence.records:
         c, on_cpu = record.performance, record.engine.get("device") == "cpu"
         rest = max(0, c.peak_rss_bytes - c.weights_resident_bytes - c.kv_cache_bytes)
-        rows.append((label(record), str(record.engine.get("device", NOTHING)), format_bytes(record.artifact.n_bytes),
+        runs_on = f"{record.engine.get('engine', NOTHING)}, {record.engine.get('device', NOTHING)}"
+        rows.append((label(record), runs_on, format_bytes(record.artifact.n_bytes),
                      f"{record.artifact.bits_per_weight:.2f}", format_bytes(c.peak_rss_bytes),
                      format_bytes(c.weights_resident_bytes), format_bytes(c.kv_cache_bytes),
                      format_bytes(rest) if on_cpu else NOTHING,
                      NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes)))
-    columns = ("artifact", "device", "file", "bits/weight", "peak memory", "weights mapped", "KV cache", "rest",
+    columns = ("artifact", "runs on", "file", "bits/weight", "peak memory", "weights mapped", "KV cache", "rest",
                "peak GPU memory")
     contexts = dict.fromkeys(str(record.engine.get("n_context", 0)) for record in evidence.records)
     return Table("Memory", columns, tuple(rows),
