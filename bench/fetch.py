@@ -1,12 +1,23 @@
-"""Question sets from their hub repositories: downloaded once at a pinned revision, checked, then offline."""
+"""Question sets from their hub repositories: downloaded once at a pinned revision, checked, then offline.
 
+Each file's content is checked twice. Against the name that the pinned commit gives it: the hub's cache stores a file
+under its etag, which is the SHA-256 of a large file and git's blob hash of a small one. And against the SHA-256 in the
+task's row, or where that is not known the one that was written down when the file was first fetched.
+"""
+
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.task import HubFile, Sample, Task
 from bench.tasks.local import read_samples
 from medlite.errors import TaskError
-from medlite.files import cache_folder, file_sha256
+from medlite.files import HASH_BLOCK_BYTES, cache_folder, file_sha256, write_json_whole
+
+CONTENT_NAME = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+HASHES_NAME = "sha256.json"  # in the cache: file -> its SHA-256 when it was first fetched
 
 
 def load(
@@ -49,9 +60,52 @@ def is_local(task: Task) -> bool:
 def fetch_file(file: HubFile, task_name: str) -> Path:
     """The file in the cache, downloaded if need be. Raises TaskError if it cannot be had or is not what is pinned."""
     path = _cached(file) or _download(file, task_name)
-    if file.sha256 and (found := file_sha256(path)) != file.sha256:
-        raise TaskError(f"{path}: sha256 {found}, {file.sha256} was needed", hint="delete the file and fetch it again")
+    found = file_sha256(path)
+    hint = "delete the file and fetch it again"
+    name = path.resolve().name
+    if CONTENT_NAME.fullmatch(name) and name not in (found, git_blob_sha1(path)):
+        raise TaskError(f"{path}: is not the file of commit {file.revision[:12]}: sha256 {found}, the hub has {name}",
+                        hint=hint)
+    known = known_sha256(file)
+    if known is None:
+        _keep_sha256(file, found)
+    elif found != known:
+        raise TaskError(f"{path}: sha256 {found}, {known} was needed", hint=hint)
     return path
+
+
+def known_sha256(file: HubFile) -> str | None:
+    """The file's SHA-256: from the task's row, else as it was when the file was first fetched here, else None."""
+    return file.sha256 or _kept_sha256().get(_key(file))
+
+
+def git_blob_sha1(path: Path) -> str:
+    """The name of the file's content in git. Source: git-hash-object."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as handle:
+        while block := handle.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _kept_sha256() -> dict[str, str]:
+    path = _folder() / HASHES_NAME
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: no JSON: {error}", hint="delete it: the next fetch keeps them anew") from error
+    return {str(key): str(one) for key, one in value.items()} if isinstance(value, dict) else {}
+
+
+def _keep_sha256(file: HubFile, sha256: str) -> None:
+    _folder().mkdir(parents=True, exist_ok=True)
+    write_json_whole(_folder() / HASHES_NAME, {**_kept_sha256(), _key(file): sha256})
+
+
+def _key(file: HubFile) -> str:
+    return f"{file.repo}@{file.revision}/{file.path}"
 
 
 def _folder() -> Path:

@@ -57,12 +57,15 @@ PromptBuilder = Callable[[Sample, Sequence[Sample]], Prompt]
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a dataset repository on the hub, pinned: revision is a commit; sha256 is empty where unknown."""
+    """One file of a dataset repository on the hub. revision: a commit, which pins the content by git's own hashes.
+
+    sha256: None where it is not known here; `bench.fetch` then keeps that of the first fetch and checks the later ones.
+    """
 
     repo: str
     path: str
     revision: str
-    sha256: str = ""
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The task table, and each published set's row format, on rows made up here: the sets themselves are not shipped."""
 
+import hashlib
 import json
 import re
 import zipfile
@@ -170,6 +171,35 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(cache: Path) -> None:
     pinned = dataclasses.replace(PINNED, files=(dataclasses.replace(FILE, sha256="00" * 32),))
     with pytest.raises(TaskError, match="0000 was needed"):
         fetch.load(pinned)
+
+
+def test_a_file_without_a_known_hash_is_held_to_that_of_its_first_fetch(cache: Path) -> None:
+    put(cache, json.dumps(FOUR) + "\n")
+    assert fetch.known_sha256(FILE) is None
+    fetch.load(PINNED)
+    assert fetch.known_sha256(FILE) == hashlib.sha256(json.dumps(FOUR).encode() + b"\n").hexdigest()
+    (cache / "datasets--org--questions" / "snapshots" / FILE.revision / FILE.path).write_text(json.dumps(FOUR) + "\n\n")
+    with pytest.raises(TaskError, match="was needed"):
+        fetch.load(PINNED)
+
+
+@pytest.mark.parametrize("kind", ["sha256", "git"])
+def test_a_file_must_be_what_the_pinned_commit_calls_it(cache: Path, kind: str) -> None:
+    """The hub's client stores content under its etag and links to it."""
+    raw = json.dumps(FOUR).encode() + b"\n"
+    of_git = hashlib.sha1(b"blob %d\0" % len(raw) + raw)
+    name = hashlib.sha256(raw).hexdigest() if kind == "sha256" else of_git.hexdigest()
+    blob = cache / "datasets--org--questions" / "blobs" / name
+    link = cache / "datasets--org--questions" / "snapshots" / FILE.revision / FILE.path
+    for path in (blob, link):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(raw)
+    link.symlink_to(blob)
+    assert len(fetch.load(PINNED)[0]) == 1
+    (cache / fetch.HASHES_NAME).unlink()
+    blob.write_bytes(raw.replace(b"A", b"B", 1) + b" ")
+    with pytest.raises(TaskError, match="is not the file of commit abababababab: sha256"):
+        fetch.load(PINNED)
 
 
 def test_shots_are_refused_where_there_are_none(cache: Path) -> None:

@@ -1,5 +1,7 @@
 """`medlite bench`: measure engines on medical questions and say what low bits cost."""
 
+from dataclasses import asdict
+
 import click
 
 from medlite.cli import bench_compare, bench_run, bench_text, print_json, sweep
@@ -24,7 +26,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the table as data.")
 def tasks_command(as_json: bool) -> None:
     """List the question sets: size, licence, source, and whether they are on this machine."""
-    from bench.fetch import is_local
+    from bench.fetch import is_local, known_sha256
     from bench.tasks import GROUPS, TASKS
     from medlite.cli.display import stdout
     from medlite.cli.tables import task_table
@@ -33,9 +35,14 @@ def tasks_command(as_json: bool) -> None:
     if as_json:
         print_json([{"name": t.name, "title": t.title, "n_samples": t.n_samples, "licence": t.licence,
                      "source": t.source, "revision": " ".join(dict.fromkeys(f.revision for f in t.files)),
-                     "harness_task": t.harness_task, "local": local[t.name], "note": t.note} for t in TASKS.values()])
+                     "harness_task": t.harness_task, "local": local[t.name], "note": t.note,
+                     "files": [{**asdict(f), "sha256": known_sha256(f),
+                                "sha256_from": "task table" if f.sha256 else "first fetch"}
+                               for f in (*t.files, *t.shots_files)]} for t in TASKS.values()])
         return
     stdout.print(task_table(list(TASKS.values()), local))
+    stdout.print("Files are pinned by commit, and checked against the SHA-256 that each had when it was first fetched "
+                 "here (--json shows them).", style="dim")
     for name, members in GROUPS.items():
         stdout.print(f"{name}: {', '.join(members)}", style="dim")
 
