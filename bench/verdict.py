@@ -20,18 +20,22 @@ class Verdict:
     n_needed: int = 0
 
 
-def judge(loss_points: Interval, sd_points: float, margin_points: float) -> Verdict:
+def judge(loss_points: Interval, sd_points: float, margin_points: float, n: int) -> Verdict:
     """Non-inferior if the whole interval lies below the margin, inferior if above it, else inconclusive.
 
-    loss_points: 95 % two-sided, so each claim alone is wrong at most 2.5 % of the time. sd_points: standard deviation
-    of one question's loss. n_needed keeps the observed loss and asks for a power of 80 %:
-    ((z_0.975 + z_0.8) * sd / (margin - loss))^2. Source: Miller 2024 (arXiv 2411.00640), section 5.
+    loss_points: 95 % two-sided over n distinct questions, so each claim alone is wrong at most 2.5 % of the time.
+    sd_points: standard deviation of one question's loss. n_needed keeps the observed loss and asks for a power of
+    80 %: ((z_0.975 + z_0.8) * sd / (margin - loss))^2. Source: Miller 2024 (arXiv 2411.00640), section 5.
+    Where no answer changed there is no sd: then the interval is taken to shrink with the root of n.
     """
     if loss_points.high < margin_points:
         return Verdict(NON_INFERIOR, margin_points)
     if loss_points.low > margin_points:
         return Verdict(INFERIOR, margin_points)
     distance = abs(margin_points - loss_points.value)
+    if not distance:
+        return Verdict(INCONCLUSIVE, margin_points)
     z = z_of(LEVEL) + NormalDist().inv_cdf(POWER)
-    n = math.ceil((z * sd_points / distance) ** 2) if distance > 0 and sd_points > 0 else 0
-    return Verdict(INCONCLUSIVE, margin_points, n if n <= MOST_N else 0)
+    by_sd = (z * sd_points / distance) ** 2
+    needed = by_sd or n * ((loss_points.high - loss_points.value) / distance) ** 2
+    return Verdict(INCONCLUSIVE, margin_points, math.ceil(needed) if needed <= MOST_N else 0)

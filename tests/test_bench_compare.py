@@ -114,6 +114,14 @@ def test_an_inconclusive_verdict_names_the_n_that_decides() -> None:
     assert verdict.n_needed == pytest.approx(7.849 * (100**2 * 0.05 - 0.04) / 0.8**2, rel=0.01)
 
 
+def test_without_a_flip_the_verdict_still_names_the_n_that_decides() -> None:
+    """The n is enough: as many questions without a flip are non-inferior; a third of it is not."""
+    verdict = compare(record_of(answers([0] * 60)), record_of(answers([0] * 60)), margin_points=1.0).verdict
+    assert (verdict.kind, verdict.n_needed > 60) == (INCONCLUSIVE, True)
+    for n, kind in ((verdict.n_needed, NON_INFERIOR), (100, INCONCLUSIVE)):
+        assert compare(record_of(answers([0] * n)), record_of(answers([0] * n)), margin_points=1.0).verdict.kind == kind
+
+
 def test_the_margin_comes_from_the_run_unless_given() -> None:
     a, b = record_of(answers([0, 1])), record_of(answers([0, 1]), margin_points=3.0)
     assert compare(a, b).verdict.margin_points == 3.0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bench.compare import paired_loss
 from bench.intervals import (
+    Interval,
     bootstrap_mean,
     cluster_means,
     holm,
@@ -15,6 +16,7 @@ from bench.intervals import (
     resampled_means,
     wilson,
 )
+from bench.verdict import INFERIOR, NON_INFERIOR, judge
 
 
 @pytest.mark.parametrize(("right", "n", "low", "high"), [
@@ -104,3 +106,47 @@ def test_the_loss_interval_covers_the_true_loss(p_lost: float, p_gained: float, 
         found = paired_loss(before, after, names, seed=run, n_resamples=1000, binary=True)
         held += found.low <= p_lost - p_gained <= found.high
     assert held / n_runs >= 0.93
+
+
+def test_the_loss_interval_covers_the_true_loss_where_questions_stand_twice() -> None:
+    """A fifth of the rows repeat another's question and answer: as rows they would look like more evidence."""
+    rng, held, n_runs, n = np.random.default_rng(1), 0, 400, 400
+    names = [str(i if i < 320 else i - 320) for i in range(n)]
+    for run in range(n_runs):
+        kind = rng.choice(4, p=[0.08, 0.03, 0.6, 0.29], size=320)
+        kind = np.concatenate([kind, kind[: n - 320]])
+        before, after = np.isin(kind, [0, 2]).astype(float), np.isin(kind, [1, 2]).astype(float)
+        found = paired_loss(before, after, names, seed=run, n_resamples=1000, binary=True)
+        held += found.low <= 0.05 <= found.high
+    assert held / n_runs >= 0.93
+
+
+def simulated_verdicts(p_lost: float, p_gained: float, n: int, margin_points: float, n_runs: int = 400) -> list[str]:
+    """Verdicts over simulated pairs with these probabilities of losing and of gaining a right answer."""
+    rng, names, kinds = np.random.default_rng(7), [str(i) for i in range(n)], []
+    for run in range(n_runs):
+        kind = rng.choice(4, p=[p_lost, p_gained, 0.6, 0.4 - p_lost - p_gained], size=n)
+        before, after = np.isin(kind, [0, 2]).astype(float), np.isin(kind, [1, 2]).astype(float)
+        loss = paired_loss(before, after, names, seed=run, n_resamples=1000, binary=True)
+        points = Interval(100 * loss.value, 100 * loss.low, 100 * loss.high)
+        kinds.append(judge(points, 100 * float((before - after).std(ddof=1)), margin_points, n).kind)
+    return kinds
+
+
+def test_a_loss_on_the_margin_is_called_neither_more_often_than_promised() -> None:
+    """A true loss of 2 points at a margin of 2: each claim may be wrong in 2.5 %, give or take the simulation."""
+    kinds = simulated_verdicts(0.05, 0.03, 1500, 2.0)
+    assert kinds.count(NON_INFERIOR) / len(kinds) <= 0.045
+    assert kinds.count(INFERIOR) / len(kinds) <= 0.045
+
+
+def test_the_named_n_decides_four_times_in_five() -> None:
+    """No true loss, 4 % of answers flip, margin 1 point: 7.849 * 0.04 / 0.01^2 questions have a power of 80 %."""
+    kinds = simulated_verdicts(0.02, 0.02, 3140, 1.0)
+    assert 0.74 <= kinds.count(NON_INFERIOR) / len(kinds) <= 0.88
+    assert kinds.count(INFERIOR) == 0
+
+
+def test_a_large_loss_is_found() -> None:
+    kinds = simulated_verdicts(0.08, 0.02, 1500, 1.0)
+    assert kinds.count(INFERIOR) / len(kinds) >= 0.95
