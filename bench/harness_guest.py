@@ -1,12 +1,13 @@
-"""lm-evaluation-harness on medlite's engines: `python -m bench.harness_guest run --model medlite ...`.
+"""lm-evaluation-harness on medlite's engines: `medlite bench harness MODEL --tasks ...`, or
 
-    python -m bench.harness_guest run --model medlite --model_args artifact=model-Q4_K_M.gguf --tasks headqa_en
+    python -m bench.harness_guest --model medlite --model_args artifact=model-Q4_K_M.gguf --tasks headqa_en
 
-registers the model `medlite` and hands over to the harness's own command line, so that each of its tasks runs on the
-engines that users run. Needs `pip install lm_eval`. A sequence that does not fit is cut from the left, as the harness
+Both register the model `medlite` and hand over to the harness's own command line, so that each of its tasks runs on the
+engines that users run. Needs the extra [harness]. A sequence that does not fit is cut from the left, as the harness
 does with its own models; medlite's tasks count it as wrong instead.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,21 @@ def model_class() -> type:
     return MedliteLM
 
 
-def main() -> None:
-    """Register the model and run the harness's command line."""
+def run_harness(arguments: Sequence[str]) -> None:
+    """Register the model `medlite` and run the harness's command line with `arguments`.
+
+    lm_eval 0.4.13 finds models in a table of its own (lm_eval/models/__init__.py, MODEL_MAPPING) and has no entry
+    points, so the registration happens in its process, before its command line reads the arguments.
+    """
     cls = model_class()
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import register_model
 
     register: Callable[[type], type] = register_model("medlite")
     register(cls)
+    sys.argv = ["lm_eval", *arguments]
     cli_evaluate()
 
 
 if __name__ == "__main__":
-    main()
+    run_harness(sys.argv[1:])

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from medlite.cli import bench_compare, bench_run, bench_text, print_json, sweep
+from medlite.cli import bench_compare, bench_harness, bench_run, bench_text, print_json, sweep
 
 
 @click.group("bench", epilog="""\b
@@ -51,3 +51,4 @@ command.add_command(bench_run.command, "run")
 command.add_command(bench_compare.command, "compare")
 command.add_command(sweep.command, "sweep")
 command.add_command(bench_text.command, "text")
+command.add_command(bench_harness.command, "harness")
