@@ -157,6 +157,8 @@ def _of_model(model: str, matched_by: str, runs: dict[str, dict[str, RunRecord]]
             rows.append(Beside(score, local))
         elif any(DATASETS.get(score.dataset, ("",))[0] in records for records in runs.values()):
             others.append(score)
+    order = [*DATASETS, MEAN_OF_NINE]
+    rows.sort(key=lambda row: order.index(row.score.dataset))
     return Published(model, matched_by, tuple(runs), tuple(rows), len(others),
                      tuple(Counter(score.protocol for score in others).most_common()))
 

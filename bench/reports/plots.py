@@ -27,7 +27,7 @@ from bench.reports.drawing import (
     series,
     tick_text,
 )
-from bench.runs import TaskComparison
+from bench.runs import POOLED, TaskComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MOST_CURVE_POINTS = 200
 MOST_SUBJECTS = 30
 SMALLEST_KL = 1e-6
+Maker = Callable[[Evidence, str], str]  # evidence, name on the page -> an <svg> element, empty without data
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class Plot:
 
 def all_plots(evidence: Evidence, prefix: str) -> list[Plot]:
     """The figures of a task in the order of reading; one without data is left out. prefix: of ids on the page."""
-    makers: list[tuple[str, Callable[[Evidence, str], str]]] = [
+    costs: list[tuple[str, Maker]] = [
+        ("Prefill: how fast a prompt is read.", prefill_plot),
+        ("Decode: how fast a reply is written.", decode_plot),
+        ("What the peak of resident memory is for.", split_plot),
+    ]
+    makers: list[tuple[str, Maker]] = [
         ("Loss against the baseline with its 95 % interval. Left of the dashed margin as a whole: non-inferior.",
          loss_plot),
         ("Accuracy against peak memory (resident, and GPU where measured). The line joins what no other artifact "
@@ -59,9 +65,7 @@ def all_plots(evidence: Evidence, prefix: str) -> list[Plot]:
          kl_plot),
         ("Calibration: accuracy in ten bins of confidence. On the diagonal, confidence is right.", reliability_plot),
         ("Risk and coverage: errors when only the most confident answers are given.", risk_plot),
-        ("Prefill: how fast a prompt is read.", prefill_plot),
-        ("Decode: how fast a reply is written.", decode_plot),
-        ("What the peak of resident memory is for.", split_plot),
+        *(costs if evidence.comparison.task != POOLED else []),
     ]
     plots = [Plot(caption, make(evidence, f"{prefix}-{make.__name__}")) for caption, make in makers]
     one = evidence.comparison

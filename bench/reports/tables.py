@@ -10,7 +10,7 @@ from bench.floor import NoiseFloor, within_floor
 from bench.intervals import Interval, holm
 from bench.published import ATTAINABLE, EVIDENCES, Published
 from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, in_points, number, p_value, points
-from bench.runs import TaskComparison
+from bench.runs import POOLED, TaskComparison
 from bench.safety import count_topics
 from bench.scoring import ScoredSample
 from bench.verdict import NON_INFERIOR
@@ -18,10 +18,11 @@ from medlite.files import format_bytes
 
 
 def tables_of(evidence: Evidence) -> list[Table]:
-    """All tables of a task but the verdict, in the order of reading."""
+    """All tables of a task but the verdict, in the order of reading. Pooled tasks cost what each of them costs."""
     one = evidence.comparison
+    costs = [] if one.task == POOLED else [memory_table(evidence), speed_table(evidence)]
     tables = [flips_table(one), distance_table(one), calibration_table(evidence), subject_table(one),
-              topic_table(one), memory_table(evidence), speed_table(evidence), means_table(evidence)]
+              topic_table(one), *costs, means_table(evidence)]
     return [table for table in tables if table]
 
 
@@ -244,15 +245,17 @@ def constant_answer_share(samples: Sequence[ScoredSample]) -> float:
 
 
 def published_table(found: Published) -> Table:
-    """What is published of a model beside what the local runs scored on the same questions."""
+    """What is published of a model beside what the local runs scored on the same questions; sources in the note."""
+    sources = list(dict.fromkeys((row.score.source, row.score.evidence) for row in found.rows))
     rows = tuple((row.score.dataset, f"{row.score.value:g}", row.score.precision, ATTAINABLE[row.score.attainable],
-                  *(_percent(local) for local in row.local), f"{row.score.source} ({EVIDENCES[row.score.evidence]})")
-                 for row in found.rows)
-    note = f"Recognised by {found.matched_by!r}. Local values are right answers over all rows, in %, 95 % intervals."
+                  *(_percent(local) for local in row.local),
+                  f"[{1 + sources.index((row.score.source, row.score.evidence))}]") for row in found.rows)
+    note = f"Recognised by the name {found.matched_by}. Local values are right answers over all rows, 95 % intervals."
     if found.n_other:
         protocols = "; ".join(f"{n} by {protocol}" for protocol, n in found.other_protocols)
-        note += (f" {found.n_other} more published values on these question sets are not comparable with this run "
-                 f"({protocols}).")
+        note += (f" {found.n_other} more published values on these question sets are not comparable with these runs: "
+                 f"{protocols}.")
+    note += "".join(f" [{i}] {source}, {EVIDENCES[evidence]}." for i, (source, evidence) in enumerate(sources, start=1))
     return Table(f"Published scores, {found.model}",
                  ("question set", "published %", "precision", "can a run give it?",
                   *(f"{name} %" for name in found.names), "source"), rows, note)

@@ -34,7 +34,7 @@ table{border-collapse:separate;border-spacing:0;font-size:.875rem;font-variant-n
 th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
 th{vertical-align:bottom;font-weight:600;white-space:normal}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--bg)}
-td.good,td.bad,td.open,.words td:last-child{text-align:left}.words td:last-child{white-space:normal;min-width:14rem}
+td.good,td.bad,td.open{text-align:left}
 .good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}.open{color:var(--open);font-weight:600}
 :root{--good:#00694d;--bad:#b04a00;--open:#7d5900}
 @media screen and (prefers-color-scheme:dark){:root{--good:#35c79a;--bad:#f0854a;--open:#e6b13a}}
@@ -73,7 +73,7 @@ def to_html(report: "Report") -> str:
     for number, one in enumerate(report.tasks):
         body += task_html(one, report.floors.get(one.task), f"t{number}")
     for found in published_beside(report.tasks):
-        body.append(table_html(published_table(found), "words"))
+        body.append(table_html(published_table(found)))
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>medlite bench: {escape(names)}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" '
             f'content="light dark"><style>{STYLE}</style></head><body>{"".join(body)}</body></html>\n')
@@ -94,7 +94,7 @@ def task_html(one: TaskComparison, floor: NoiseFloor | None, prefix: str) -> lis
     return [*body, f"<h3>Methods</h3><ul class='dim'>{lines}</ul>"]
 
 
-def table_html(table: Table, kind: str = "") -> str:
+def table_html(table: Table) -> str:
     """A table that scrolls sideways where it is wider than the page; its note alone where it has no row."""
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     title = f"<h3>{escape(table.title)}</h3>"
@@ -102,7 +102,7 @@ def table_html(table: Table, kind: str = "") -> str:
         return title + note
     head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
     rows = "".join(f"<tr>{''.join(cell_html(cell) for cell in row)}</tr>" for row in table.rows)
-    return (f'{title}<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+    return (f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div>{note}")
 
 
