@@ -5,8 +5,9 @@
     python -m bench.measure_speed torch CHECKPOINT --data MEDQA.jsonl [--limit 40] [--threads N]
 
 gguf: the wall time of scoring against (tokens that remain when every shared beginning is read once) / (llama-bench's
-prefill speed, before and after); the target is a ratio of at most 1/0.85. With --harness-url the harness's model `gguf`
-asks a running llama-cpp-python server (--logits_all true) over the same file the first few of the same prompts.
+prefill speed); the target is a ratio of at most 1/0.85. A machine's speed drifts, so scoring is halted --pauses times
+for llama-bench to run, and the mean of its seconds a token counts. With --harness-url the harness's model `gguf` asks a
+running llama-cpp-python server (--logits_all true) over the same file the first few of the same prompts.
 torch: our torch engine and the harness's `hf` on the same prompts, in turn. Files are in medlite's common form.
 Only ratios of one run mean something.
 """
@@ -17,7 +18,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -73,11 +74,24 @@ def tokens_left(engine: Engine, items: Items) -> tuple[int, int]:
     return n_all, n_left
 
 
-def prefill_speed(program: Path, path: Path, n_threads: int, repeats: int = 3) -> float:
-    """Tokens a second that llama-bench reads."""
+def prefill_seconds(program: Path, path: Path, n_threads: int) -> float:
+    """Seconds a token that llama-bench takes to read."""
     done = subprocess.run([str(program), "-m", str(path), "-p", str(N_PREFILL), "-n", "0", "-t", str(n_threads),
-                           "-r", str(repeats), "-o", "json"], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)[0]["avg_ts"])
+                           "-r", "1", "-o", "json"], capture_output=True, text=True, check=True)
+    return 1 / float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+def timed_with_pauses(steps: Iterator[object], n_steps: int, n_pauses: int,
+                      pause: Callable[[], float]) -> tuple[float, list[float]]:
+    """Seconds that `steps` take, and what `pause` gives at the start and after each n_pauses-th of them."""
+    found, seconds = [pause()], 0.0
+    for number in range(1, n_steps + 1):
+        started = time.perf_counter()
+        next(steps)
+        seconds += time.perf_counter() - started
+        if number % max(1, n_steps // n_pauses) == 0:
+            found.append(pause())
+    return seconds, found
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -93,14 +107,14 @@ def measure_gguf(options: argparse.Namespace) -> None:
     n_context = min(CONTEXT_TOKENS, look_at(options.file).n_context_trained or CONTEXT_TOKENS)
     with closing(open_engine(options.file, device="cpu", n_threads=options.threads, n_context=n_context)) as engine:
         n_all, n_left = tokens_left(engine, items)
-        before = prefill_speed(options.llama_bench, options.file, options.threads)
-        seconds = timed(lambda: list(score(engine, items, RunSettings())))
-        after = prefill_speed(options.llama_bench, options.file, options.threads)
-    speed = statistics.mean((before, after))
-    ratio = seconds / (n_left / speed)
+        seconds, per_token = timed_with_pauses(
+            score(engine, items, RunSettings()), len(items), options.pauses,
+            lambda: prefill_seconds(options.llama_bench, options.file, options.threads))
+    expected = n_left * statistics.mean(per_token)
+    speeds = ", ".join(f"{1 / one:.0f}" for one in per_token)
     print(f"{len(items)} questions: {n_all:,} tokens, {n_left:,} when shared beginnings are read once")
-    print(f"llama-bench reads {before:.1f} tok/s before, {after:.1f} after: {n_left / speed:.1f} s")
-    print(f"scoring takes {seconds:.1f} s: ratio {ratio:.3f}, target at most {TARGET_RATIO:.3f}")
+    print(f"llama-bench reads {speeds} tok/s: {expected:.1f} s")
+    print(f"scoring takes {seconds:.1f} s: ratio {seconds / expected:.3f}, target at most {TARGET_RATIO:.3f}")
     if options.harness_url:
         pairs = [[prompt.context, one] for _, prompt in items[: options.harness_items] for one in prompt.continuations]
         done = subprocess.run([options.harness_python, "-c", HARNESS_GGUF, options.harness_url],
@@ -149,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kind.add_argument("--threads", type=int, default=physical_cores())
         if name == "gguf":
             kind.add_argument("--llama-bench", type=Path, required=True)
+            kind.add_argument("--pauses", type=int, default=8)
             kind.add_argument("--harness-url")
             kind.add_argument("--harness-python", default="python3")
             kind.add_argument("--harness-items", type=int, default=5)
