@@ -20,6 +20,8 @@ VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_HEADER_BYTES = 1 << 30
+WINDOW_BYTES = 1 << 20       # read at once where strings are many
+_LENGTH = struct.Struct("<Q")
 MAX_NESTING = 2
 
 
@@ -191,7 +193,7 @@ class _Reader:
     def left(self) -> int:
         return min(self.n_file_bytes, MAX_HEADER_BYTES) - self.handle.tell()
 
-    def bytes(self, n: int) -> bytes:
+    def take(self, n: int) -> bytes:
         if n > self.left():
             raise self.fail(f"{n} bytes announced, {max(self.left(), 0)} left")
         raw = self.handle.read(n)
@@ -200,11 +202,35 @@ class _Reader:
         return raw
 
     def scalars(self, fmt: str) -> tuple[Any, ...]:
-        return struct.unpack("<" + fmt, self.bytes(struct.calcsize("<" + fmt)))
+        return struct.unpack("<" + fmt, self.take(struct.calcsize("<" + fmt)))
 
     def string(self) -> str:
         (length,) = self.scalars("Q")
-        return self.bytes(length).decode("utf-8", errors="surrogateescape")
+        return self.take(length).decode("utf-8", errors="surrogateescape")
+
+    def strings(self, count: int) -> list[str]:
+        """`count` strings, through a window: a vocabulary with its merges holds hundreds of thousands."""
+        found: list[bytes] = []
+        window, at = b"", 0
+        for _ in range(count):
+            if at + 8 > len(window):
+                window, at = self._window(window[at:], 8), 0
+            (length,) = _LENGTH.unpack_from(window, at)
+            at += 8
+            if at + length > len(window):
+                window, at = self._window(window[at:], length), 0
+            found.append(window[at : at + length])
+            at += length
+        self.handle.seek(at - len(window), 1)
+        return [raw.decode("utf-8", errors="surrogateescape") for raw in found]
+
+    def _window(self, rest: bytes, n: int) -> bytes:
+        """`rest`, which was read already, and at least so much more that it holds n bytes."""
+        missing = n - len(rest)
+        if missing > self.left():
+            self.handle.seek(-len(rest), 1)
+            raise self.fail(f"{n} bytes announced, {max(self.left(), 0)} left")
+        return rest + self.take(min(max(missing, WINDOW_BYTES), self.left()))
 
     def kind(self) -> Kind:
         (raw,) = self.scalars("I")
@@ -225,7 +251,7 @@ class _Reader:
         if count * smallest > self.left():
             raise self.fail(f"an array of {count} values, {max(self.left(), 0)} bytes left")
         if element is Kind.STRING:
-            return Value(element, [self.string() for _ in range(count)], is_array=True)
+            return Value(element, self.strings(count), is_array=True)
         return Value(element, list(self.scalars(f"{count}{SCALAR_FORMATS[element]}")), is_array=True)
 
 

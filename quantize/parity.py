@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import ArtifactError, TokenizerError
-from medlite.gguf_format import Header, Value, pack_header, read_header
+from medlite.gguf_format import Value, pack_header, read_header
 from quantize.checkpoint import read_json_object
 from quantize.parity_texts import CONVERSATIONS, TEXTS
 from quantize.special_tokens import read_chat_template_file
@@ -50,7 +50,7 @@ def check_metadata(metadata: Mapping[str, Value], folder: Path) -> ParityReport:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         path.write_bytes(pack_header(metadata, []))
-        return check_tokenizer(path, folder)
+        return _check(path, {key: value.value for key, value in metadata.items()}, folder)
 
 
 def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
@@ -59,12 +59,17 @@ def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
     Raises TokenizerError if the source's tokenizer.json cannot be loaded, ArtifactError if llama.cpp refuses the
     artifact's vocabulary. A difference is reported, not raised.
     """
-    header = read_header(artifact_path)
+    metadata = {key: value.value for key, value in read_header(artifact_path).metadata.items()}
+    return _check(artifact_path, metadata, folder)
+
+
+def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityReport:
+    """path: a GGUF file with the vocabulary. metadata: its values."""
     source = load_tokenizer(folder / "tokenizer.json")
     not_checked: list[str] = []
     mismatches: list[str] = []
     n_tokens = n_prompt_tokens = 0
-    with llama_vocabulary(artifact_path) as vocabulary:
+    with llama_vocabulary(path) as vocabulary:
         if source is None:
             not_checked.append(NO_TOKENIZER_JSON)
         else:
@@ -72,7 +77,7 @@ def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
                 n, found = _compare(source, vocabulary, TEXTS, adds_special=adds_special)
                 n_tokens += n
                 mismatches += found
-        prompts, problem = _prompts(header, folder)
+        prompts, problem = _prompts(metadata, folder)
         if prompts is None:
             (not_checked if problem in (NO_TEMPLATE, REFUSES_ALL) else mismatches).append(problem)
         elif source is not None:
@@ -122,17 +127,17 @@ def _shown(ids: Sequence[int], source: Any) -> str:
 # --- chat templates --------------------------------------------------------------------------------------------------
 
 
-def _prompts(header: Header, folder: Path) -> tuple[list[str] | None, str]:
+def _prompts(metadata: Mapping[str, Any], folder: Path) -> tuple[list[str] | None, str]:
     """CONVERSATIONS as the artifact's template renders them, or None and why there is nothing to compare."""
     stated, tokens = source_template(folder)
-    ours = header.get("tokenizer.chat_template")
+    ours = metadata.get("tokenizer.chat_template")
     if stated is None and ours is None:
         return None, NO_TEMPLATE
     if stated is None or not isinstance(ours, str):
         return None, "only one of checkpoint and artifact has a chat template"
-    texts = header.get("tokenizer.ggml.tokens", [])
+    texts = metadata.get("tokenizer.ggml.tokens", [])
     our_tokens = {name: texts[index] for name, key in ID_KEYS.items()
-                  if isinstance(index := header.get(f"tokenizer.ggml.{key}_token_id"), int) and index < len(texts)}
+                  if isinstance(index := metadata.get(f"tokenizer.ggml.{key}_token_id"), int) and index < len(texts)}
     prompts = []
     for conversation in CONVERSATIONS:
         messages = [{"role": role, "content": content} for role, content in conversation]

@@ -70,6 +70,19 @@ def test_what_is_written_is_read_back(metadata: dict[str, Value], tmp_path: Path
     assert header.data_start == len(raw)
 
 
+def test_a_long_vocabulary_is_read_through_its_windows_and_its_cut_is_placed(tmp_path: Path) -> None:
+    texts = [f"token {i} " + "é" * (i % 90) for i in range(9000)] + ["long" * 600_000, "", "last"]
+    raw = pack_header({"x.tokens": Value(Kind.STRING, texts, is_array=True), "x.after": Value(Kind.UINT32, 7)}, [])
+    path = tmp_path / "m.gguf"
+    path.write_bytes(raw)
+    header = read_header(path)
+    assert header.get("x.tokens") == texts
+    assert header.get("x.after") == 7
+    path.write_bytes(raw[:1_500_000])
+    with pytest.raises(ArtifactError, match=r"2400000 bytes announced, [0-9]+ left at byte [0-9]+"):
+        read_header(path)
+
+
 def small_file(path: Path) -> bytes:
     tensors = place_tensors(ROWS)
     raw = pack_header({"general.architecture": Value(Kind.STRING, "llama"),
