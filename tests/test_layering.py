@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, int], ...] = (
 )
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 # Programs that are run with python -m, not libraries.
-PRINTERS = {"bench/measure_", "medlite/demo", "medlite/measure_", "quantize/measure.py", "quantize/kernels/measure.py"}
+PRINTERS = {"bench/measure_", "medlite/demo", "medlite/measure_", "quantize/measure", "quantize/kernels/measure.py"}
 
 
 def module_name(path: Path) -> str:
