@@ -13,6 +13,7 @@ import numpy as np
 
 from medlite.engines import llama_native
 from medlite.engines.engine import EngineInfo
+from medlite.engines.llama_load import load_model
 from medlite.engines.llama_memory import max_outputs, n_cells_for, read_shape
 from medlite.engines.llama_place import place
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
@@ -130,7 +131,7 @@ def open_drafter(draft: Path | str, model: llama_native.Model, info: EngineInfo)
     path = Path(draft)
     shape = read_shape(read_header(path))
     placement = place(shape, info.device, min(info.n_context, shape.n_context_trained or info.n_context), "f16")
-    small = llama_native.Model(path, n_gpu_layers=placement.n_gpu_layers)
+    small = load_model(path, n_gpu_layers=placement.n_gpu_layers)
     try:
         check_same_vocabulary(path, small, model)
         if not small.can_rewind:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medlite.engines import llama_abort
 from medlite.engines.engine import Logits
 from medlite.engines.llama_memory import MAX_SEQUENCES
 from medlite.errors import EngineError, MissingExtraError
@@ -74,11 +75,17 @@ def library() -> Any:
     if llama_cpp.__version__ != SUPPORTED_VERSION:
         raise EngineError(f"llama-cpp-python is {llama_cpp.__version__}, medlite needs {SUPPORTED_VERSION}",
                           hint=f"pip install llama-cpp-python=={SUPPORTED_VERSION}")
+    llama_abort.install(Path(str(native.__file__)).parent / "lib")
     _log_callback = native.llama_log_callback(_keep_log)
     native.llama_log_set(_log_callback, ctypes.c_void_p(0))
     native.llama_backend_init()
     _library = native
     return native
+
+
+def native_folder() -> Path:
+    """The folder of llama.cpp's shared libraries."""
+    return Path(str(library().__file__)).parent / "lib"
 
 
 def _keep_log(level: int, text: bytes, _user_data: Any) -> None:

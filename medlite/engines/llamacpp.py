@@ -23,6 +23,7 @@ from medlite.engines.engine import (
 from medlite.engines.gbnf import check_gbnf
 from medlite.engines.llama_drafts import Drafter, open_drafter
 from medlite.engines.llama_grammar import Grammar
+from medlite.engines.llama_load import load_model
 from medlite.engines.llama_place import place
 from medlite.engines.llama_scoring import Scorer
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
@@ -207,7 +208,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     header = read_header(path)
     placement = place(llama_memory.read_shape(header), device, n_context, kv_type)
-    model = llama_native.Model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
+    model = load_model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
     settings = llama_native.ContextSettings(
         n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH), n_batch=N_BATCH,
         n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),

@@ -1,0 +1,170 @@
+"""Compare the llama.cpp engine with llama-bench, or guessing ahead with plain decoding, turn by turn in one run.
+
+    python -m medlite.measure_speed FILE.gguf --llama-bench PROGRAM [--rounds 6] [--threads N]
+    python -m medlite.measure_speed FILE.gguf --draft lookup|DRAFT.gguf [--prompts FILE] [--rounds 6]
+
+llama-bench: both read the same number of random tokens and write as many, greedily, with their own defaults and the
+same number of threads, in turn. The engine's figures hold all it does for a token: sampling, log-probability, text.
+Two ratios: of the fastest measurements, which other programs disturb least, and the median of the rounds' ratios.
+Draft: each prompt (a line; \\n in it is a line break) is answered plainly and with guesses, in turn; the ratio is of
+tokens per second. Only ratios of one run mean something.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from medlite.devices import cpu_name, physical_cores
+from medlite.engines import open_engine
+from medlite.engines.engine import Engine, GenerationSettings, ReadsAhead
+from medlite.errors import EngineError
+
+N_PROMPT, N_DECODE = 512, 128    # llama-bench's defaults
+BENCH_SECONDS = 480
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m medlite.measure_speed", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--llama-bench", type=Path, metavar="PROGRAM")
+    parser.add_argument("--draft", metavar="FILE|lookup")
+    parser.add_argument("--prompts", type=Path, help="one prompt a line; default: texts that repeat themselves")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--tokens", type=int, default=N_DECODE)
+    options = parser.parse_args()
+    if not options.llama_bench and not options.draft:
+        parser.error("--llama-bench PROGRAM or --draft FILE|lookup")
+    with closing(open_engine(options.file, engine="llamacpp", device="cpu", n_threads=options.threads)) as engine:
+        print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
+        if options.llama_bench:
+            against_llama_bench(engine, options.file, options.llama_bench, options.rounds, options.repeat)
+        if options.draft:
+            texts = options.prompts.read_text("utf-8").splitlines() if options.prompts else REPEATING
+            with_and_without_draft(engine, options.draft, [t.replace("\\n", "\n") for t in texts if t.strip()],
+                                   options.rounds, options.tokens)
+
+
+# --- against llama-bench ---------------------------------------------------------------------------------------------
+
+
+def against_llama_bench(engine: Engine, path: Path, program: Path, n_rounds: int, n_repeat: int) -> None:
+    """Print tokens per second of both and their ratio, for reading a prompt and for writing."""
+    n_prompt = min(N_PROMPT, engine.info.n_context - 1)
+    settle(engine)
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    for number in range(n_rounds):
+        turns: list[Callable[[], None]] = [
+            lambda seed=number: ours.append((prefill_speed(engine, n_prompt, n_repeat, seed),      # type: ignore[misc]
+                                             decode_speed(engine, n_repeat, seed))),
+            lambda: theirs.append(llama_bench(program, path, n_prompt, engine.info.n_threads, n_repeat))]
+        for turn in turns if number % 2 == 0 else reversed(turns):
+            turn()
+    for i, name in enumerate((f"prefill {n_prompt}", f"decode {N_DECODE}")):
+        ratios = [a[i] / b[i] for a, b in zip(ours, theirs, strict=True)]
+        best, their_best = max(a[i] for a in ours), max(b[i] for b in theirs)
+        print(f"{name}: medlite {best:.1f} tokens/s at best, llama-bench {their_best:.1f}, ratio "
+              f"{best / their_best:.3f}; of {n_rounds} rounds: median ratio {statistics.median(ratios):.3f}, "
+              f"{min(ratios):.3f} to {max(ratios):.3f}", flush=True)
+
+
+def settle(engine: Engine) -> None:
+    """Read and write a little, so that pages and threads are there."""
+    list(engine.generate(random_prompt(engine, 32, 0), GenerationSettings(max_tokens=8)))
+
+
+def random_prompt(engine: Engine, n_tokens: int, seed: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(0, engine.info.n_vocab, n_tokens)]
+
+
+def prefill_speed(engine: Engine, n_prompt: int, n_repeat: int, seed: int) -> float:
+    """Tokens per second of reading a prompt up to its first token, the median of n_repeat."""
+    seconds = []
+    for i in range(n_repeat):
+        prompt = random_prompt(engine, n_prompt, 1000 * seed + i)
+        begin = time.perf_counter()
+        list(engine.generate(prompt, GenerationSettings(max_tokens=1)))
+        seconds.append(time.perf_counter() - begin)
+    return n_prompt / statistics.median(seconds)
+
+
+def decode_speed(engine: Engine, n_repeat: int, seed: int) -> float:
+    """Tokens per second of writing N_DECODE tokens behind one token, the median of n_repeat; short replies add up."""
+    speeds = []
+    for i in range(n_repeat):
+        n_tokens, seconds, attempt = 0, 0.0, 0
+        while n_tokens < N_DECODE and attempt < N_DECODE:
+            prompt = random_prompt(engine, 1, 100_000 + 1000 * (n_repeat * seed + i) + attempt)
+            times = [time.perf_counter() for _ in engine.generate(
+                prompt, GenerationSettings(max_tokens=N_DECODE + 1 - n_tokens))]
+            n_tokens, seconds, attempt = n_tokens + len(times) - 1, seconds + times[-1] - times[0], attempt + 1
+        if not n_tokens:
+            raise EngineError("the model ends every reply at once: its speed cannot be measured")
+        speeds.append(n_tokens / seconds)
+    return statistics.median(speeds)
+
+
+def llama_bench(program: Path, path: Path, n_prompt: int, n_threads: int, n_repeat: int) -> tuple[float, float]:
+    """Prefill and decode tokens per second by llama-bench, the median of its repetitions."""
+    command = [str(program), "-m", str(path), "-p", str(n_prompt), "-n", str(N_DECODE), "-r", str(n_repeat), "-t",
+               str(n_threads), "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_SECONDS, check=False)
+    if done.returncode:
+        raise EngineError(f"{program}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    rows = {("prefill" if row["n_gen"] == 0 else "decode"): row for row in json.loads(done.stdout)}
+    return statistics.median(rows["prefill"]["samples_ts"]), statistics.median(rows["decode"]["samples_ts"])
+
+
+# --- guessing ahead --------------------------------------------------------------------------------------------------
+
+# Texts that say the same again, as letters, forms and answers with quotations do.
+REPEATING = (
+    "Discharge letter. The patient takes metformin 500 mg twice daily and ramipril 5 mg once daily. Summary of the "
+    "discharge letter: The patient takes metformin 500 mg twice daily and",
+    "Question: What class of drug is metformin? Answer: metformin is a biguanide.\\nQuestion: What class of drug is "
+    "ramipril? Answer: ramipril is an ACE inhibitor.\\nQuestion: What class of drug is metformin? Answer:",
+)
+
+
+def with_and_without_draft(engine: Engine, draft: str, texts: Sequence[str], n_rounds: int, n_tokens: int) -> None:
+    """Print each text's ratio of tokens per second, and the share of guesses that were right."""
+    if not isinstance(engine, ReadsAhead):
+        raise EngineError(f"the engine {engine.info.engine} does not guess ahead")
+    settings = GenerationSettings(max_tokens=n_tokens)
+    settle(engine)
+    for text in texts:
+        prompt = engine.tokenize(text)
+        ratios, n_written = [], 0
+        for _ in range(n_rounds):
+            engine.set_draft(None)
+            plain = reply_speed(engine, prompt, settings)
+            engine.set_draft(draft if draft == "lookup" else Path(draft))
+            ahead = reply_speed(engine, prompt, settings)
+            n_written = len(ahead[1])
+            ratios.append(ahead[0] / plain[0])
+            same = "the same tokens" if ahead[1] == plain[1] else "other tokens"
+        counts = engine.draft_counts
+        print(f"{text[:40]!r}...: {n_written} tokens, {statistics.median(ratios):.2f} x plain "
+              f"({min(ratios):.2f} to {max(ratios):.2f}), {counts.n_accepted} of {counts.n_drafted} guesses "
+              f"right, {same}", flush=True)
+
+
+def reply_speed(engine: Engine, prompt: list[int], settings: GenerationSettings) -> tuple[float, list[int]]:
+    """Tokens per second behind the first token of a greedy reply, and the reply."""
+    found = [(time.perf_counter(), step.token) for step in engine.generate(prompt, settings)]
+    seconds = found[-1][0] - found[0][0]
+    return (len(found) - 1) / seconds if seconds else 0.0, [token for _, token in found]
+
+
+if __name__ == "__main__":
+    main()
