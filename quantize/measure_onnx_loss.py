@@ -4,9 +4,10 @@
         [--blocks 32 64 128] [--stock-python PYTHON] [--limit 400]
 
 Each question with its right answer is a text; what all texts begin with is not counted. KL divergence (nats a token,
-lower is better) of each folder's distribution from the float32 graph's, mean over the tokens with its standard error; the share of tokens whose
-likeliest next one stays. --stock-python names an interpreter with onnxruntime-genai's model builder; its folders are
-measured too. It leaves an untied embedding in float32, so their size is also given as if that had 8 bits, as ours has.
+lower is better) of each folder's distribution from the float32 graph's, mean over the tokens with its standard error;
+the share of tokens whose likeliest next one stays. --stock-python names an interpreter with onnxruntime-genai's model
+builder; its folders are measured too. It leaves an untied embedding in float32, so their size is also given as if that
+had 8 bits, as ours has.
 """
 
 import argparse

@@ -69,6 +69,20 @@ def test_low_bits_move_logits_no_more_than_they_should(family: str, recipe: str,
     assert np.sqrt(np.square(difference).mean()) < limit
 
 
+def test_a_generation_that_outgrows_the_short_table_is_read_anew(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that LongRoPE's short table rotated mean nothing to queries of the long one."""
+    folder = convert(make_family("phi3_long", tmp_path / "m"))
+    sequence = list(tokens_of(509))                           # the short table rules up to 512
+    engine = open_engine(folder, n_threads=1, n_context=1024)
+    monkeypatch.setattr(engine, "_end_tokens", frozenset())
+    tokens = [step.token for step in engine.generate(sequence, GenerationSettings(max_tokens=7))]
+    for token in tokens:
+        logits = next(engine.logits([LogitsRequest(tuple(sequence), (len(sequence) - 1,))]))
+        assert token == int(logits.argmax())
+        sequence.append(token)
+
+
 # --- Transformers ----------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +121,29 @@ def test_logits_and_greedy_text_equal_transformers(family: str, tmp_path: Path,
     assert np.abs(whole - expected[:, : whole.shape[1]]).max() < TRANSFORMERS_TOLERANCE
     monkeypatch.setattr(ort, "N_BATCH", CHUNK)
     assert np.abs(every_logit(folder, tokens) - whole).max() < TRANSFORMERS_TOLERANCE
+    engine = open_engine(folder, n_threads=1)
+    monkeypatch.setattr(engine, "_end_tokens", frozenset())
+    assert [step.token for step in engine.generate(prompt, GenerationSettings(max_tokens=N_NEW))] == greedy
+
+
+@pytest.mark.slow
+def test_beyond_longrope_s_short_table_all_is_rotated_by_the_long_one(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read whole and in pieces, and generated across the border, where transformers reads everything anew."""
+    torch = pytest.importorskip("torch", reason="needs the extra [torch]")
+    pytest.importorskip("transformers", reason="needs the extra [torch]")
+    source = make_family("phi3_long", tmp_path / "m")
+    n_short = read_json_object(source / "config.json")["original_max_position_embeddings"]
+    tokens, model = tokens_of(n_short + 90), reference(source)
+    prompt = tokens[: n_short - N_NEW // 2]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        greedy = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=N_NEW, do_sample=False,
+                                attention_mask=torch.ones(1, len(prompt), dtype=torch.long))[0, len(prompt):].tolist()
+    folder = convert(source)
+    for n_batch in (1024, CHUNK):
+        monkeypatch.setattr(ort, "N_BATCH", n_batch)
+        assert np.abs(every_logit(folder, tokens) - expected).max() < TRANSFORMERS_TOLERANCE
     engine = open_engine(folder, n_threads=1)
     monkeypatch.setattr(engine, "_end_tokens", frozenset())
     assert [step.token for step in engine.generate(prompt, GenerationSettings(max_tokens=N_NEW))] == greedy

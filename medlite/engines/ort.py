@@ -61,6 +61,7 @@ class OrtEngine:
             ort_session.CachedDecoder(opened, facts, info.n_context) if facts.shared_cache
             else GrowingDecoder(opened, facts))
         self._resident: list[int] = []
+        self._is_long = False            # whether what is resident was rotated by LongRoPE's long table
         self._access = Access()
         self._end_tokens = frozenset(facts.end_tokens)
         self.n_tokens_read = 0
@@ -191,7 +192,7 @@ class OrtEngine:
                 self._access.check_open()
                 if step.finish:
                     return
-                logits = self._read(decoder, [step.token], 0, len(self._resident) + 1)[-1]
+                logits = self._read_next(decoder, step.token)
 
     def _read_prompt(self, decoder: Decoder, tokens: list[int],
                      on_prompt: OnPrompt) -> Logits | None:
@@ -209,18 +210,34 @@ class OrtEngine:
             on_prompt(len(self._resident) - n_before, len(tokens) - n_before)
         return logits
 
+    def _read_next(self, decoder: Decoder, token: int) -> Logits:
+        """The logits behind one more token. Where it makes another rotary table rule, everything is read anew.
+
+        Source: transformers, Phi3ForCausalLM.prepare_inputs_for_generation, which drops its cache there.
+        """
+        tokens = [token]
+        if not self._reusable(len(self._resident) + 1):
+            tokens = [*self._resident, token]
+            self._forget(decoder)
+        n_total = len(self._resident) + len(tokens)
+        for first in range(0, len(tokens), N_BATCH):
+            piece = tokens[first : first + N_BATCH]
+            logits = self._read(decoder, piece, len(piece) - 1, n_total)
+        last: Logits = logits[-1]
+        return last
+
     # --- the buffer --------------------------------------------------------------------------------------------------
 
     def _read(self, decoder: Decoder, tokens: list[int], start: int, n_total: int) -> Logits:
         logits = decoder.read(np.asarray(tokens, np.int64), start, n_total)
+        self._is_long = 0 < self._facts.long_rope_from < n_total
         self._resident += tokens
         self.n_tokens_read += len(tokens)
         return logits
 
     def _reusable(self, n_total: int) -> bool:
         """Whether what the buffer holds was rotated by the table that a sequence of n_total tokens uses."""
-        limit = self._facts.long_rope_from
-        return not limit or (len(self._resident) > limit) == (n_total > limit)
+        return not self._resident or self._is_long == (0 < self._facts.long_rope_from < n_total)
 
     def _rewind(self, decoder: Decoder, n_tokens: int) -> None:
         decoder.rewind(n_tokens)
