@@ -166,13 +166,24 @@ def check_comparable(baseline: RunRecord, candidate: RunRecord) -> None:
             raise RecordError(f"the records cannot be compared: {what} {one!r} against {other!r}",
                               hint="run both with the same task, data and settings")
     for old, new in zip(baseline.samples, candidate.samples, strict=True):
-        for what in ("id", "prompt_sha256", "answer", "true_options", "cluster"):
+        for what in ("id", "answer", "true_options", "cluster", "prompt_sha256"):
             if getattr(old, what) != getattr(new, what):
-                raise RecordError(f"the records cannot be compared: {what} of sample {old.id} is "
+                why = _why_prompts_differ(baseline, candidate) if what == "prompt_sha256" else ""
+                raise RecordError(f"the records cannot be compared: {why}{what} of sample {old.id} is "
                                   f"{getattr(old, what)!r} in the baseline, {getattr(new, what)!r} in the candidate",
                                   hint="were both made from the same question file, template and version?")
     if baseline.task.dataset_sha256 != candidate.task.dataset_sha256:
         raise RecordError("the records cannot be compared: the question sets differ (dataset_sha256)")
+
+
+def _why_prompts_differ(baseline: RunRecord, candidate: RunRecord) -> str:
+    """What can have changed the words of a prompt, as far as the records tell."""
+    if baseline.task.dataset_sha256 != candidate.task.dataset_sha256:
+        return "the question sets differ, "
+    versions = [record.environment.get("medlite") for record in (baseline, candidate)]
+    if versions[0] != versions[1]:
+        return f"made by medlite {versions[0]} and {versions[1]}, "
+    return "the chat templates differ, " if baseline.settings.protocol == "chat" else ""
 
 
 def label(record: RunRecord) -> str:

@@ -153,6 +153,23 @@ def test_records_that_do_not_match_are_refused_with_the_reason(name: str) -> Non
         compare(record, dataclasses.replace(record, **changes))
 
 
+@pytest.mark.parametrize(("protocol", "changes", "reason"), [
+    ("chat", {}, "the chat templates differ, prompt_sha256 of sample q0"),
+    ("letters", {}, "compared: prompt_sha256 of sample q0"),
+    ("chat", {"task": dataclasses.replace(TASK, dataset_sha256="00")}, "the question sets differ, prompt_sha256"),
+    ("letters", {"environment": {"medlite": "9.9"}}, "made by medlite None and 9.9, prompt_sha256"),
+])
+def test_other_prompts_are_refused_with_what_changed_them(
+    protocol: str, changes: dict[str, object], reason: str,
+) -> None:
+    record = record_of(answers([0]), protocol=protocol)
+    task = dataclasses.replace(TASK, n_all=1, n_samples=1)
+    other = tuple(dataclasses.replace(s, prompt_sha256="other") for s in record.samples)
+    with pytest.raises(RecordError, match=reason):
+        compare(dataclasses.replace(record, task=task),
+                dataclasses.replace(record, **{"task": task, "samples": other, **changes}))  # type: ignore[arg-type]
+
+
 def test_another_vocabulary_gives_no_kl_and_says_so() -> None:
     items = make_items(2)
     one = list(score_samples(ToyEngine(), items))

@@ -107,6 +107,16 @@ def test_names_from_files_are_escaped() -> None:
         assert plot.svg.count("</svg>") == 1
 
 
+def test_names_of_any_script_and_with_dollars_are_shown_as_they_are(evidence: Evidence) -> None:
+    """matplotlib would warn of letters that its font lacks, and set what stands between dollars as a formula."""
+    old = [scored(i, 0, subject=("内科", "$5_a$ & $x^2$")[i % 2]) for i in range(8)]
+    record = dataclasses.replace(record_of(old), label="模型 $\\frac$")
+    one = TaskComparison("demo", record, (record,), (compare(record, record),))
+    text = "".join(plot.svg for plot in all_plots(evidence_of(one, None), "t0"))
+    for name in ("内科 (4)", "$5 a$ &amp; $x^2$ (4)", "模型 $\\frac$"):
+        assert f">{name}</text>" in text
+
+
 def test_the_front_keeps_what_no_other_beats_in_both() -> None:
     assert pareto([(3, 0.7), (1, 0.5), (2, 0.4), (4, 0.7)]) == [(1, 0.5), (3, 0.7)]
 

@@ -62,7 +62,8 @@ def check_example(line: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     """`medlite --help` must answer at once: no numpy, no rich, no engine, no hub."""
     code = ("import sys; from medlite.cli import cli; cli.main(['--help'], standalone_mode=False); "
-            "heavy = {'numpy', 'rich', 'llama_cpp', 'huggingface_hub', 'gguf', 'prompt_toolkit', 'jinja2'}; "
+            "heavy = {'numpy', 'rich', 'llama_cpp', 'huggingface_hub', 'gguf', 'prompt_toolkit', 'jinja2', "
+            "'matplotlib'}; "
             "sys.exit(','.join(sorted(heavy & set(sys.modules))) or 0)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

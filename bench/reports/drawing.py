@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,13 @@ DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0,
                            (0, (5, 1, 1, 1, 1, 1)))
 
 RC: dict[str, Any] = {
-    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": FONT, "axes.labelsize": FONT,
-    "xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.fontsize": FONT, "figure.constrained_layout.h_pad": 0.07,
-    "legend.frameon": False, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": AXIS, "xtick.color": AXIS, "ytick.color": AXIS,
-    "xtick.labelcolor": "black", "ytick.labelcolor": "black", "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.8, "axes.facecolor": "none", "figure.facecolor": "none",
+    "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans",
+    "font.size": FONT, "axes.labelsize": FONT, "xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.fontsize": FONT,
+    "legend.frameon": False, "figure.constrained_layout.h_pad": 0.07,
+    "axes.facecolor": "none", "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": AXIS, "xtick.color": AXIS, "ytick.color": AXIS,
+    "xtick.labelcolor": "black", "ytick.labelcolor": "black",
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
     "lines.linewidth": 1.8, "lines.markersize": 6, "hatch.linewidth": 1.5, "hatch.color": PAPER,
 }
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
@@ -56,9 +58,10 @@ def draw(name: str, title: str, height: float, paint: Callable[["Figure"], None]
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # a matplotlibrc of the user's own does not change reports
         matplotlib.rcParams.update({**RC, "svg.hashsalt": name})
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has other fonts
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure)
