@@ -1,5 +1,6 @@
 """The terminal tables fit 80 columns and say what they must."""
 
+import dataclasses
 import io
 
 import pytest
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from bench.compare import compare
 from bench.summary import SummaryRow, summarize
-from medlite.cli.tables import comparison_table, speed_cell, verdict_table
+from medlite.cli.tables import comparison_table, record_table, speed_cell, verdict_table
 
 
 def drawn(table: Table) -> str:
@@ -20,8 +21,6 @@ def drawn(table: Table) -> str:
 
 def wide_rows() -> list[SummaryRow]:
     """Rows as wide as they get: a 70B model, losses of two digits."""
-    import dataclasses
-
     old = [0] * 800 + [1] * 200
     new = [1] * 300 + [0] * 500 + [1] * 50 + [0] * 150
     rows = summarize(record_of(answers(old)), [record_of(answers(new), recipe="Q4_K_M"),
@@ -46,6 +45,19 @@ def test_the_verdicts_fit_eighty_columns_without_a_cut() -> None:
     assert "…" not in text
     assert "inconclusive" in text
     assert "<1e-6" in text
+
+
+def test_long_names_of_several_models_are_folded_and_never_cut() -> None:
+    names = ("Meta-Llama-3.1-70B-Instruct-Q4_K_M", "medgemma-27b-text-it-IQ3_XXS")
+    base = dataclasses.replace(record_of(answers([0, 0, 1, 1] * 100)), label=names[0])
+    other = dataclasses.replace(record_of(answers([0, 1, 1, 0] * 100)), label=names[1])
+    found = compare(base, other)
+    run = dataclasses.replace(base, artifact=dataclasses.replace(base.artifact, recipe=names[0]))
+    for table in (verdict_table([found], [0.5]), comparison_table(summarize(base, [other])), record_table([run])):
+        text = drawn(table)
+        assert max(len(line) for line in text.splitlines()) <= 80
+        assert "…" not in text
+    assert "questions" in drawn(verdict_table([found], [0.5]))
 
 
 @pytest.mark.parametrize(("speed", "cell"), [(0.0, "·"), (3.14159, "3.1"), (99.9, "99.9"), (12345.6, "12,346")])

@@ -37,8 +37,8 @@ DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0,
 
 RC: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans",
-    "font.size": FONT, "axes.labelsize": FONT, "xtick.labelsize": FONT, "ytick.labelsize": FONT, "legend.fontsize": FONT,
-    "legend.frameon": False, "figure.constrained_layout.h_pad": 0.07,
+    "font.size": FONT, "axes.labelsize": FONT, "xtick.labelsize": FONT, "ytick.labelsize": FONT,
+    "legend.fontsize": FONT, "legend.frameon": False, "figure.constrained_layout.h_pad": 0.07,
     "axes.facecolor": "none", "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": AXIS, "xtick.color": AXIS, "ytick.color": AXIS,
     "xtick.labelcolor": "black", "ytick.labelcolor": "black",

@@ -44,7 +44,8 @@ def verdict_table(comparisons: "Sequence[Comparison]", p_values: Sequence[float]
     table = _table("KL: from the baseline's next-token distribution to the candidate's, at the answer")
     for name in ("", "verdict", "margin\npoints", "to decide\nquestions", "p\n(Holm)", "KL nats\nmean (99 %)",
                  "same top\ntoken %"):
-        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=bool(name),
+                         overflow="fold")
     for comparison, p in zip(comparisons, p_values, strict=True):
         verdict, kl, same = comparison.verdict, comparison.vocabulary_kl, comparison.top_token_agreement
         style = VERDICT_STYLES[verdict.kind]
@@ -63,7 +64,8 @@ def record_table(records: "Sequence[RunRecord]") -> Table:
     table = _table("second lines: 95 % intervals · memory: peak resident, of that the weights")
     for name in ("", "task", "accuracy\n%", "right", "of", "memory\nweights", "load\ns", "questions\n/s",
                  "prefill\ntok/s", "decode\ntok/s"):
-        table.add_column(name, justify="left" if name in ("", "task") else "right", no_wrap=name != "task")
+        table.add_column(name, justify="left" if name in ("", "task") else "right", no_wrap=name not in ("", "task"),
+                         overflow="fold")
     for record in records:
         costs = record.performance
         table.add_row(
