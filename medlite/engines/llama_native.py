@@ -134,6 +134,8 @@ class Model:
         self.buffer_bytes = dict(_buffers)
         self.vocabulary = native.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(native.llama_vocab_n_tokens(self.vocabulary))
+        self._pieces: dict[int, bytes] = {}         # asked for again and again, and slow to ask for
+        self._ends: dict[int, bool] = {}
         self.text_tokens: NDArray[np.bool_] | None = None       # of llama_grammar, once it needs them
         # A recurrent state cannot be cut back to a prefix.
         self.can_rewind = not (native.llama_model_is_recurrent(self.pointer)
@@ -167,6 +169,12 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token; a control token has none."""
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._read_piece(token)
+        return found
+
+    def _read_piece(self, token: int) -> bytes:
         native = library()
         buffer = ctypes.create_string_buffer(64)
         n = native.llama_token_to_piece(self.vocabulary, token, buffer, 64, 0, False)
@@ -177,7 +185,10 @@ class Model:
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends a turn or a text; a vocabulary may have several."""
-        return bool(library().llama_vocab_is_eog(self.vocabulary, token))
+        found = self._ends.get(token)
+        if found is None:
+            found = self._ends[token] = bool(library().llama_vocab_is_eog(self.vocabulary, token))
+        return found
 
     def free(self) -> None:
         if self.pointer:
@@ -209,7 +220,10 @@ class Context:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
         self.buffer_bytes = dict(_buffers)
         self.n_vocab, self.settings = model.n_vocab, settings
-        self._rows: dict[int, Logits] = {}
+        self._rows: dict[int | None, Logits] = {}
+        # The library's own binding makes a typed pointer of each address, which takes longer than the call.
+        self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
+            ctypes.cast(native.llama_get_logits_ith, ctypes.c_void_p).value or 0)
         self.memory = native.llama_get_memory(self.pointer)
         self._abort: Any = None
 
@@ -222,14 +236,14 @@ class Context:
 
     def logits_at(self, slot: int) -> Logits:
         """The row of logits of the batch's token `slot`: (n_vocab,), valid until the next decode."""
-        pointer = library().llama_get_logits_ith(self.pointer, slot)
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        if address is None:
-            raise EngineError(f"llama.cpp returned no logits for token {slot} of the batch")
+        address = self._logits_address(self.pointer, slot)
         row = self._rows.get(address)
         if row is None:  # making a view takes longer than all else between two tokens, and the buffer rarely moves
+            if not address:
+                raise EngineError(f"llama.cpp returned no logits for token {slot} of the batch")
             if len(self._rows) > MAX_ROWS:
                 self._rows.clear()
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             row = self._rows[address] = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
         return row
 
@@ -297,7 +311,8 @@ class Batch:
         self.wanted = np.zeros(n_tokens, dtype=np.int8)
         self.sequences = np.zeros(n_tokens, dtype=np.uintp)   # per token a pointer into `_ids`
         self._ids = np.arange(MAX_SEQUENCES, dtype=np.int32)  # a run first..last is a slice of 0..255
-        self.sequences[:] = self._ids.ctypes.data
+        self._first_id = self._ids.ctypes.data
+        self.sequences[:] = self._first_id
         self.struct = native.llama_batch()
         self.struct.token = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.struct.pos = self.positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -312,14 +327,14 @@ class Batch:
         n = len(positions)
         self.tokens[:n], self.positions[:n], self.wanted[:n] = tokens, positions, wanted
         if members is None:
-            self.n_sequences[:n], self.sequences[:n] = 1, self._ids.ctypes.data
+            self.n_sequences[:n], self.sequences[:n] = 1, self._first_id
         else:
             self.n_sequences[:n] = members[:, 1] - members[:, 0]
-            self.sequences[:n] = self._ids.ctypes.data + members[:, 0].astype(np.uintp) * self._ids.itemsize
+            self.sequences[:n] = self._first_id + members[:, 0].astype(np.uintp) * self._ids.itemsize
         self.struct.n_tokens = n
 
     def fill_one(self, token: int, position: int) -> None:
         """One token of sequence 0, its logits wanted: what `fill` does, in a microsecond."""
         self.tokens[0], self.positions[0], self.wanted[0] = token, position, True
-        self.n_sequences[0], self.sequences[0] = 1, self._ids.ctypes.data
+        self.n_sequences[0], self.sequences[0] = 1, self._first_id
         self.struct.n_tokens = 1

@@ -142,9 +142,11 @@ class LlamaCppEngine:
                     return
                 if n_accepted == len(drafted) or step.token != drafted[n_accepted]:
                     break
-            resident.rewind(n_before + n_accepted)
-            if len(resident.tokens) != n_before + n_accepted:
-                raise EngineError(f"{self.info.model_name}: its memory could not be cut back", hint="leave --draft out")
+            if n_accepted < len(drafted):
+                resident.rewind(n_before + n_accepted)
+                if len(resident.tokens) != n_before + n_accepted:
+                    raise EngineError(f"{self.info.model_name}: its memory could not be cut back",
+                                      hint="leave --draft out")
             drafted = self._guess(step.token, reply.n_left)
             resident.read([step.token, *drafted])
             first_slot = 0

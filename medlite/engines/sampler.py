@@ -4,6 +4,7 @@ Order as in llama.cpp's default chain (src/llama-sampler.cpp): repeat penalty, t
 The draw itself is numpy's, so texts differ from llama.cpp's at the same seed; the distribution is the same.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
@@ -51,18 +52,20 @@ class Sampler:
 
         logits: (n_vocab,), not modified. Raises EngineError if they hold NaN or no finite value.
         """
-        peak = float(logits.max())
-        if not np.isfinite(peak):  # max is NaN as soon as one value is
-            raise EngineError(f"the model returned {'NaN' if np.isnan(peak) else peak} logits",
+        likeliest = int(logits.argmax())
+        peak = float(logits[likeliest])
+        if not math.isfinite(peak):  # NaN counts as the largest
+            raise EngineError(f"the model returned {'NaN' if math.isnan(peak) else peak} logits",
                               hint="the file may be damaged, or its recipe too low for this model")
         scores = self._penalised(logits) if self.settings.repeat_penalty != 1.0 else logits
-        token = self._pick(scores)
+        greedy = self.settings.temperature <= 0 and scores is logits
+        token = likeliest if greedy else self._pick(scores)
         if self._constraint is not None:
             if not self._constraint.allows(token):
                 token = self._pick(self._allowed_only(scores, self._constraint))
             self._constraint.accept(token)
         self._recent.append(token)
-        return token, float(logits[token]) - peak - float(np.log(self._sum_exp(logits, peak)))
+        return token, float(logits[token]) - peak - math.log(self._sum_exp(logits, peak))
 
     def _pick(self, scores: Logits) -> int:
         return int(scores.argmax()) if self.settings.temperature <= 0 else self._draw(scores)
@@ -85,13 +88,13 @@ class Sampler:
         masked[tokens] = scores[tokens]
         return masked
 
-    def _sum_exp(self, logits: Logits, peak: float) -> np.float32:
+    def _sum_exp(self, logits: Logits, peak: float) -> float:
         """The sum of exp(logits - peak), in one buffer: fresh memory for 128k floats would be paged in every time."""
         if len(self._scratch) != len(logits):
             self._scratch = np.empty_like(logits)
         np.subtract(logits, np.float32(peak), out=self._scratch)
         np.exp(self._scratch, out=self._scratch)
-        return np.float32(self._scratch.sum())
+        return float(np.add.reduce(self._scratch))
 
     def _penalised(self, logits: Logits) -> Logits:
         scores = logits.copy()
