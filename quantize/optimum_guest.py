@@ -33,8 +33,15 @@ def own_configs(config: Any) -> dict[str, Any] | None:
     return {"model": known[config.model_type](config, task="text-generation", use_past=True, use_past_in_inputs=True)}
 
 
+def stay_offline(event: str, _arguments: tuple[Any, ...]) -> None:
+    """An audit hook: looking up or calling another machine is an error; urllib3 only binds to this one, as a probe."""
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        raise RuntimeError(f"{event} was attempted, and an export needs no network")
+
+
 def main() -> None:
     os.environ.update(OFFLINE)
+    sys.addaudithook(stay_offline)
     source, out = sys.argv[1:]
     from optimum.exporters.onnx import main_export
     from transformers import AutoConfig, AutoTokenizer

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from tiny_checkpoint import make_llama
 from tiny_families import FAMILIES, make_family
 
-from medlite.errors import CheckpointError, RecipeError
+from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from quantize.architectures import ARCHITECTURES
 from quantize.checkpoint import open_checkpoint
 from quantize.decoder import FAMILIES as DECODERS
@@ -116,6 +117,13 @@ def test_a_hidden_size_that_the_block_does_not_divide(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="row length 288 is not a multiple of 64") as refused:
         plan_of(folder, block=64)
     assert refused.value.hint == "--block 32"
+
+
+def test_without_the_package_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingExtraError) as refused:
+        _ = plan_of(make_llama(tmp_path / "m")).graph
+    assert refused.value.hint == "pip install 'medlite[onnx]'"
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
