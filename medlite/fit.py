@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medlite.engines.decode_speed import attention_key
+from medlite.engines.decode_speed import MEMORY_KEY, attention_key
 from medlite.engines.llama_memory import (
     CELL_PADDING,
     KV_TYPES,
@@ -30,12 +30,16 @@ USED_TOKENS = 1024               # in the cache while a decode speed is predicte
 
 # What a decode takes beside reading: per layer some twenty small operations, per token the graph and the choice of the
 # token, per vocabulary entry the softmax of its log-probability. Measured: medlite.measure_fit on the demo model.
+# READING_SHARE: of the speed that one large matrix is read at, what a chain of matrices reaches, small ones among them;
+# measured on 1B and 3B shapes, where it was 0.81 to 0.93.
+READING_SHARE = 0.9
 LAYER_SECONDS = 10e-6
 TOKEN_SECONDS = 80e-6
 VOCABULARY_SECONDS = 0.7e-9
 
-# What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit.
-RUNTIME_BYTES = 45 << 20
+# What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit. The
+# screen of a chat takes some 20 MB more.
+RUNTIME_BYTES = 40 << 20
 
 GEMMA3_PATTERN = 6               # every sixth layer sees all tokens (llama.cpp src/models/gemma3.cpp, set_swa_pattern)
 
@@ -93,19 +97,21 @@ def decode_tokens_per_second(header: Header, shape: ModelShape, kv_type: str, by
                              n_used: int = USED_TOKENS) -> float | None:
     """Tokens per second on the CPU with `n_used` tokens in the cache, from the speeds of `reading_names`.
 
-    Every matrix is read once a token; of an embedding that is no output head, one row; the cache once for every query
-    head. None if a type's speed is not known.
+    Every matrix is read once a token; of an embedding that is no output head, one row; the cache from memory once, and
+    from the processor's own caches once for every query head. None if a type's speed is not known.
     """
     seconds = TOKEN_SECONDS + shape.n_layer * LAYER_SECONDS + shape.n_vocab * VOCABULARY_SECONDS
     for tensor in matrices_read(header):
         if tensor.type.name not in bytes_per_second:
             return None
-        seconds += tensor.n_bytes / bytes_per_second[tensor.type.name]
+        seconds += tensor.n_bytes / (READING_SHARE * bytes_per_second[tensor.type.name])
     attention = kv_attention_key(header, shape, kv_type)
-    if attention not in bytes_per_second:
+    if attention not in bytes_per_second or MEMORY_KEY not in bytes_per_second:
         return None
+    n_used = min(n_used, shape.n_context_trained or n_used)
     per_head = 2 * GGML_TYPES[KV_TYPES[kv_type]].row_bytes(head_size(header, shape))
     seconds += n_used * shape.n_layer * shape.n_head * per_head / bytes_per_second[attention]
+    seconds += n_used * kv_bytes_per_token(shape, kv_type) / bytes_per_second[MEMORY_KEY]
     return 1 / seconds
 
 

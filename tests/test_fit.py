@@ -111,12 +111,13 @@ def test_decode_reads_every_matrix_once_and_no_embedding(tmp_path: Path) -> None
     fixed = fit.TOKEN_SECONDS + 2 * fit.LAYER_SECONDS + shape.n_vocab * fit.VOCABULARY_SECONDS
     attention, _ = names = fit.reading_names(header, shape, "f16")
     assert names == ["attention over F16 in heads of 64", "F32"]
-    speeds = {"F32": 1e9, attention: 1e9}
+    speeds = {"F32": 1e9, attention: 1e9, "memory": 2e9}
     assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=0) == pytest.approx(
-        1 / (matrices / 1e9 + fixed))
+        1 / (matrices / (fit.READING_SHARE * 1e9) + fixed))
     cache = 100 * 2 * 4 * (64 + 64) * 2  # tokens * layers * query heads * (K and V of a head) * bytes
+    once = 100 * 2 * 2 * (64 + 64) * 2   # two heads of keys and values
     assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=100) == pytest.approx(
-        1 / ((matrices + cache) / 1e9 + fixed))
+        1 / (matrices / (fit.READING_SHARE * 1e9) + cache / 1e9 + once / 2e9 + fixed))
     assert decode_tokens_per_second(header, shape, "q8_0", speeds) is None
     assert decode_tokens_per_second(header, shape, "f16", {"Q4_K": 1e9}) is None
 

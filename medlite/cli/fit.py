@@ -323,7 +323,8 @@ def show(candidates: list[Candidate], machine: Machine, context: int, kv_type: s
                      f"windows alone would need {format_bytes(short)}, but could not continue an earlier turn.",
                      style="dim", soft_wrap=True)
     if not machine.stated:
-        stdout.print(f"decode: {machine.n_threads} threads, {USED_TOKENS:,} tokens in the cache, from a measured "
+        n_used = min(USED_TOKENS, one.shape.n_context_trained or USED_TOKENS)
+        stdout.print(f"decode: {machine.n_threads} threads, {n_used:,} tokens in the cache, from a measured "
                      "reading speed per type; prefill is not predicted", style="dim", soft_wrap=True)
         if any(c.tokens_per_second is None for c in candidates):
             stdout.print("·: not measured yet; run again", style="dim")
