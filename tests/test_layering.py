@@ -13,6 +13,7 @@ FLOORS: tuple[tuple[str, int], ...] = (
     ("medlite.cli", 9), ("medlite.__main__", 9),
     ("medlite.errors", 0), ("medlite.files", 0),
     ("medlite.artifact", 1), ("medlite.devices", 1), ("medlite.gguf_format", 1), ("medlite.onnx_format", 1),
+    ("medlite.tokenizer_file", 1),
     ("medlite.demo", 1),
     ("medlite.registry", 2), ("medlite.hub", 2), ("medlite.engines", 2), ("medlite.catalog", 2), ("quantize", 2),
     ("medlite.fit", 2), ("medlite.offline", 0),

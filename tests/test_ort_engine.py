@@ -230,6 +230,14 @@ def test_truncated_weights_are_refused(n_bytes: int, source: Path, tmp_path: Pat
         open_engine(path)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"type": "BPE"}}', "\xff"])
+def test_a_damaged_tokenizer_is_refused(text: str, source: Path, tmp_path: Path) -> None:
+    path = convert(source, tmp_path / "q")
+    (path / "tokenizer.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
+        open_engine(path)
+
+
 def test_an_operator_that_the_runtime_lacks_is_named(source: Path, tmp_path: Path) -> None:
     path = convert(source, tmp_path / "q")
     model = onnx.load(str(path / MODEL_NAME), load_external_data=False)

@@ -3,7 +3,6 @@
 Not the runtime's own: onnxruntime-genai's adds no BOS and decodes some vocabularies differently.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from medlite.engines.moses_tokenizer import VOCABULARY_NAME, MosesTokenizer
 from medlite.errors import ArtifactError
+from medlite.tokenizer_file import read_tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 SPACE = "▁"          # SentencePiece's letter for a space
@@ -27,17 +27,8 @@ class FolderTokenizer:
     """control: ids whose text is never shown, beside those that the file calls special."""
 
     def __init__(self, folder: Path, control: Iterable[int]) -> None:
-        from tokenizers import Tokenizer
-
-        path = folder / TOKENIZER_NAME
-        try:
-            text = path.read_text(encoding="utf-8")
-            stated = json.loads(text)
-            self._tokenizer = Tokenizer.from_str(text)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ArtifactError(f"{path}: {error}", hint="the folder is incomplete; make it again") from error
-        except Exception as error:  # the package raises nothing narrower
-            raise ArtifactError(f"{path}: {error}", hint="the tokenizer is damaged; make the folder again") from error
+        self._tokenizer, stated = read_tokenizer(folder / TOKENIZER_NAME, ArtifactError,
+                                                 "the folder is incomplete or damaged; make it again")
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         added = [token for token in stated.get("added_tokens") or [] if isinstance(token, dict)]
