@@ -82,7 +82,7 @@ class Comparison:
     """A candidate against its baseline on the same questions. Every field is defined in bench/README.md.
 
     Accuracies are fractions over n_distinct questions; losses are percentage points, positive where the candidate is
-    worse.
+    worse. seed, n_resamples: of the bootstrap.
     """
 
     baseline: str
@@ -101,6 +101,8 @@ class Comparison:
     top_token_agreement: Interval | None
     subjects: tuple[SubjectLoss, ...]
     warnings: tuple[str, ...]
+    seed: int
+    n_resamples: int
 
     def count(self, kind: str) -> int:
         """Flips of that kind."""
@@ -140,7 +142,7 @@ def compare(
                       per_cluster.size),
         vocabulary_kl=full, option_kl=options, top_token_agreement=agreement,
         subjects=_by_subject(old, before, after, seed, n_resamples, binary=measure == "accuracy"),
-        warnings=tuple(warnings),
+        warnings=tuple(warnings), seed=seed, n_resamples=n_resamples,
     )
 
 

@@ -16,7 +16,8 @@ from bench.compare import compare
 from bench.record import RunRecord
 from bench.reports.content import Evidence, evidence_of
 from bench.reports.drawing import VARIABLES, draw, legend_columns, tick_text
-from bench.reports.plots import all_plots, pareto
+from bench.reports.front import file_bytes, memory_bytes, on_front, pareto
+from bench.reports.plots import all_plots
 from bench.runs import TaskComparison
 from bench.scoring import score_samples
 
@@ -119,6 +120,14 @@ def test_names_of_any_script_and_with_dollars_are_shown_as_they_are(evidence: Ev
 
 def test_the_front_keeps_what_no_other_beats_in_both() -> None:
     assert pareto([(3, 0.7), (1, 0.5), (2, 0.4), (4, 0.7)]) == [(1, 0.5), (3, 0.7)]
+
+
+def test_the_front_by_memory_counts_the_gpus_and_leaves_out_what_was_not_measured() -> None:
+    base = record_of([scored(i, 0) for i in range(4)])
+    on_gpu = dataclasses.replace(base, performance=dataclasses.replace(base.performance, peak_vram_bytes=10**9))
+    unknown = dataclasses.replace(base, performance=dataclasses.replace(base.performance, peak_rss_bytes=0))
+    assert on_front([on_gpu, base, unknown], memory_bytes) == [False, True, False]
+    assert on_front([on_gpu, base, unknown], file_bytes) == [True, True, True]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.25, "0.25"), (1e-6, "1e-6"), (998, "998"), (20000, "20k"),

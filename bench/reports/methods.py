@@ -1,7 +1,7 @@
 """Versions, hashes, seeds: what makes the numbers of a report repeatable."""
 
 from bench.compare import label
-from bench.intervals import LEVEL, N_RESAMPLES
+from bench.intervals import LEVEL
 from bench.record import RunRecord
 from bench.reports.content import in_points
 from bench.runs import POOLED, TaskComparison
@@ -20,7 +20,7 @@ def method_lines(one: TaskComparison) -> list[str]:
         f"prompts sha256 {b.prompts_sha256[:16]}.",
         f"Protocol {b.settings.protocol}, {b.settings.n_shots} shots, sampling seed {b.settings.seed}; margin "
         f"{in_points([r.settings.margin_points for r in records])} as declared before the runs. "
-        f"Intervals at {100 * LEVEL:g} %, bootstrap of {N_RESAMPLES:,} resamples.",
+        f"Intervals at {100 * LEVEL:g} %; {bootstrap(one)}.",
         *(artifact_line(record) for record in records),
     ]
     notes: dict[str, list[str]] = {}
@@ -30,6 +30,12 @@ def method_lines(one: TaskComparison) -> list[str]:
     lines += [f"{'All runs' if len(names) == len(records) else ', '.join(names)}: {note}."
               for note, names in notes.items()]
     return [*lines, *_warnings(one)]
+
+
+def bootstrap(one: TaskComparison) -> str:
+    """Resamples and seed of the comparisons."""
+    kinds = dict.fromkeys((c.n_resamples, c.seed) for c in one.comparisons)
+    return " and ".join(f"bootstrap of {n:,} resamples, seed {seed}" for n, seed in kinds) or "no comparison"
 
 
 def artifact_line(record: RunRecord) -> str:

@@ -27,6 +27,7 @@ from bench.reports.drawing import (
     series,
     tick_text,
 )
+from bench.reports.front import file_bytes, memory_bytes, pareto
 from bench.runs import POOLED, TaskComparison
 
 if TYPE_CHECKING:
@@ -98,13 +99,12 @@ def loss_plot(evidence: Evidence, name: str) -> str:
 
 def memory_plot(evidence: Evidence, name: str) -> str:
     """Accuracy over peak memory of all artifacts that measured it."""
-    return _front_plot(evidence, name, "peak memory, GB", "Accuracy against peak memory",
-                       lambda r: r.performance.peak_rss_bytes + (r.performance.peak_vram_bytes or 0))
+    return _front_plot(evidence, name, "peak memory, GB", "Accuracy against peak memory", memory_bytes)
 
 
 def size_plot(evidence: Evidence, name: str) -> str:
     """Accuracy over the file's size."""
-    return _front_plot(evidence, name, "file size, GB", "Accuracy against file size", lambda r: r.artifact.n_bytes)
+    return _front_plot(evidence, name, "file size, GB", "Accuracy against file size", file_bytes)
 
 
 def _front_plot(
@@ -130,15 +130,6 @@ def _front_plot(
         legend(figure, axes, names)
 
     return draw(name, title, HEIGHT + legend_height(names), paint)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both (smaller size, greater accuracy), by size."""
-    front: list[tuple[float, float]] = []
-    for size, value in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not front or value > front[-1][1]:
-            front.append((size, value))
-    return front
 
 
 def flips_plot(evidence: Evidence, name: str) -> str:

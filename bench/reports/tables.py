@@ -1,8 +1,12 @@
 """The tables of a report, for one task at a time, each a pure function of its evidence."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.calibration import Calibration, coverage_at_risk
 from bench.compare import Comparison, Flip, accuracy, label
@@ -10,18 +14,22 @@ from bench.floor import NoiseFloor, within_floor
 from bench.intervals import Interval, holm
 from bench.published import ATTAINABLE, EVIDENCES, Published
 from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, in_points, number, p_value, points
+from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.runs import POOLED, TaskComparison
 from bench.safety import count_topics
 from bench.scoring import ScoredSample
 from bench.verdict import NON_INFERIOR
 from medlite.files import format_bytes
 
+SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the questions, where the risk-coverage curve is told in numbers
+
 
 def tables_of(evidence: Evidence) -> list[Table]:
     """All tables of a task but the verdict, in the order of reading. Pooled tasks cost what each of them costs."""
     one = evidence.comparison
     costs = [] if one.task == POOLED else [memory_table(evidence), speed_table(evidence)]
-    tables = [flips_table(one), distance_table(one), calibration_table(evidence), subject_table(one),
+    tables = [flips_table(one), distance_table(one), calibration_table(evidence), risk_table(evidence),
+              subject_table(one),
               topic_table(one), *costs, means_table(evidence)]
     return [table for table in tables if table]
 
@@ -154,6 +162,21 @@ def calibration_cells(name: str, found: Calibration | None, base: Calibration | 
             f"{100 * coverage_at_risk(found.risks, float(base.risks[-1])):.1f}")
 
 
+def risk_table(evidence: Evidence) -> Table | None:
+    """The risk-coverage curve at some shares; None where no run has probabilities."""
+    rows = tuple((label(record), *(f"{100 * risk_at(found.risks, share):.1f}" for share in SHARES))
+                 for record, found in zip(evidence.records, evidence.calibrations, strict=True) if found)
+    if not rows:
+        return None
+    return Table("Risk and coverage", ("artifact", *(f"{100 * share:.0f} % answered" for share in SHARES)), rows,
+                 "Errors in % among the answers that are given, when only the most confident share is.")
+
+
+def risk_at(risks: NDArray[np.float64], share: float) -> float:
+    """Error rate among the most confident `share` of answers, a fraction of them but one at least."""
+    return float(risks[max(1, math.ceil(share * risks.size)) - 1])
+
+
 def subject_table(one: TaskComparison) -> Table | None:
     """Loss by subject; None where there is only one."""
     if not one.comparisons or not one.comparisons[0].subjects:
@@ -185,7 +208,9 @@ def topic_table(one: TaskComparison) -> Table | None:
 def memory_table(evidence: Evidence) -> Table:
     """Size on disk, and the peak of memory with what it is for."""
     rows = []
-    for record in evidence.records:
+    fronts = zip(on_front(evidence.records, file_bytes), on_front(evidence.records, memory_bytes), strict=True)
+    for record, (by_file, by_memory) in zip(evidence.records, fronts, strict=True):
+        front = ", ".join(name for name, there in (("file", by_file), ("memory", by_memory)) if there) or NOTHING
         c, on_cpu = record.performance, record.engine.get("device") == "cpu"
         rest = max(0, c.peak_rss_bytes - c.weights_resident_bytes - c.kv_cache_bytes)
         runs_on = f"{record.engine.get('engine', NOTHING)}, {record.engine.get('device', NOTHING)}"
@@ -193,13 +218,14 @@ def memory_table(evidence: Evidence) -> Table:
                      f"{record.artifact.bits_per_weight:.2f}", format_bytes(c.peak_rss_bytes),
                      format_bytes(c.weights_resident_bytes), format_bytes(c.kv_cache_bytes),
                      format_bytes(rest) if on_cpu else NOTHING,
-                     NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes)))
+                     NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes), front))
     columns = ("artifact", "runs on", "file", "bits/weight", "peak memory", "weights mapped", "KV cache", "rest",
-               "peak GPU memory")
+               "peak GPU memory", "on the front by")
     contexts = dict.fromkeys(str(record.engine.get("n_context", 0)) for record in evidence.records)
     return Table("Memory", columns, tuple(rows),
                  f"One process per row; context of {' or '.join(contexts)} tokens. Peak resident memory, of that the "
-                 f"mapped weights, the key-value cache as allocated, and the rest. {NOTHING}: not measured.")
+                 f"mapped weights, the key-value cache as allocated, and the rest. {NOTHING}: not measured. On the "
+                 "front: no other artifact here is smaller and more accurate.")
 
 
 def speed_table(evidence: Evidence) -> Table:

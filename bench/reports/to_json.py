@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.calibration import Calibration, coverage_at_risk
-from bench.compare import per_question_kl
+from bench.compare import label, per_question_kl
 from bench.intervals import holm
 from bench.published import published_beside
 from bench.record import RunRecord
 from bench.reports.content import Evidence, evidence_of
+from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
 from bench.runs import TaskComparison
 from bench.safety import count_topics, marked_flips
@@ -36,10 +37,14 @@ def task_json(evidence: Evidence) -> dict[str, Any]:
     one, base = evidence.comparison, evidence.calibrations[0]
     adjusted = holm([c.mcnemar_p for c in one.comparisons])
     samples = one.baseline.samples
+    front = {label(record): {"file": by_file, "memory": by_memory} for record, by_file, by_memory in zip(
+        evidence.records, on_front(evidence.records, file_bytes), on_front(evidence.records, memory_bytes),
+        strict=True)}
     return {
         "task": one.task,
         "smallest_non_inferior": smallest_non_inferior(one),
         "constant_answer_share": constant_answer_share(samples),
+        "on_front": front,
         "baseline": facts(one.baseline, base, base),
         "noise_floor": asdict(evidence.floor) if evidence.floor else None,
         "candidates": [
