@@ -125,6 +125,16 @@ def test_matrices_get_their_bits_and_equal_ones_are_stored_once(home: Path) -> N
     assert plan_of(home).n_params == sum(value.size for name, value in wanted.items() if name != "head")
 
 
+def test_weights_beside_the_export_give_the_same_folder(home: Path, tmp_path: Path) -> None:
+    """As Optimum writes them where they exceed protobuf's 2 GB; they are mapped, not loaded."""
+    tiny_export.write_export(tmp_path / "export", external=True)
+    tiny_export.write_source(tmp_path / "source")
+    assert (tmp_path / "export" / "model.onnx_data").stat().st_size > 4 * plan_of(home).n_params
+    data = [(folder / "q4" / DATA_NAME).read_bytes() for folder in (home, tmp_path)
+            if (folder / "q4").exists() or convert(folder, "q4")]
+    assert data[0] == data[1]
+
+
 def test_facts_and_receipt_say_what_made_it(home: Path) -> None:
     folder = convert(home, "q8") if not (home / "q8").exists() else home / "q8"
     facts = read_onnx_facts(folder)

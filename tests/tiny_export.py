@@ -52,8 +52,8 @@ def nodes(helper: Any) -> list[Any]:
     ]
 
 
-def write_export(folder: Path) -> Path:
-    """model.onnx and versions.json in `folder`, as the guest leaves them."""
+def write_export(folder: Path, *, external: bool = False) -> Path:
+    """model.onnx and versions.json in `folder`, as the guest leaves them. external: weights beside it (above 2 GB)."""
     import onnx
 
     helper, kind = onnx.helper, onnx.TensorProto
@@ -72,7 +72,8 @@ def write_export(folder: Path) -> Path:
                 for part in ("key", "value")]
     graph = helper.make_graph(nodes(helper), "tiny", inputs, outputs, made)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8),
-              str(folder / "model.onnx"))
+              str(folder / "model.onnx"), save_as_external_data=external, location="model.onnx_data",
+              size_threshold=64)
     (folder / "versions.json").write_text('{"optimum-onnx": "0.1.0"}')
     return folder
 
