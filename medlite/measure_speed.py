@@ -2,18 +2,22 @@
 
     python -m medlite.measure_speed FILE.gguf --llama-bench PROGRAM [--rounds 6] [--threads N]
     python -m medlite.measure_speed FILE.gguf --draft lookup|DRAFT.gguf [--prompts FILE] [--rounds 6]
+    python -m medlite.measure_speed FILE.gguf --load [--rounds 6]
 
 llama-bench: both read the same number of random tokens and write as many, greedily, with their own defaults and the
 same number of threads, in turn. The engine's figures hold all it does for a token: sampling, log-probability, text.
 Two ratios: of the fastest measurements, which other programs disturb least, and the median of the rounds' ratios.
 Draft: each prompt (a line; \\n in it is a line break) is answered plainly and with guesses, in turn; the ratio is of
-tokens per second. Only ratios of one run mean something.
+tokens per second. Load: a file that was dropped from the system's cache is loaded by a fresh process, with and without
+reading ahead, up to its first token; and a warm one is tried in a child. Only ratios of one run mean something.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,7 +28,11 @@ import numpy as np
 from medlite.devices import cpu_name, physical_cores
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GenerationSettings, ReadsAhead
+from medlite.engines.llama_guard import try_load
+from medlite.engines.llama_load import PREFETCH_VARIABLE, resident_share
+from medlite.engines.llama_native import library
 from medlite.errors import EngineError
+from medlite.files import format_bytes
 
 N_PROMPT, N_DECODE = 512, 128    # llama-bench's defaults
 BENCH_SECONDS = 480
@@ -36,14 +44,22 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--llama-bench", type=Path, metavar="PROGRAM")
     parser.add_argument("--draft", metavar="FILE|lookup")
+    parser.add_argument("--load", action="store_true")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help="one prompt a line; default: texts that repeat themselves")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--tokens", type=int, default=N_DECODE)
     options = parser.parse_args()
-    if not options.llama_bench and not options.draft:
-        parser.error("--llama-bench PROGRAM or --draft FILE|lookup")
+    if options.child:
+        print(seconds_to_first_token(options.file, options.threads))
+        return
+    if not options.llama_bench and not options.draft and not options.load:
+        parser.error("--llama-bench PROGRAM, --draft FILE|lookup or --load")
+    if options.load:
+        cold_loads(options.file, options.rounds, options.threads)
+        return
     with closing(open_engine(options.file, engine="llamacpp", device="cpu", n_threads=options.threads)) as engine:
         print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
         if options.llama_bench:
@@ -164,6 +180,55 @@ def reply_speed(engine: Engine, prompt: list[int], settings: GenerationSettings)
     found = [(time.perf_counter(), step.token) for step in engine.generate(prompt, settings)]
     seconds = found[-1][0] - found[0][0]
     return (len(found) - 1) / seconds if seconds else 0.0, [token for _, token in found]
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def cold_loads(path: Path, n_rounds: int, n_threads: int) -> None:
+    """Print seconds to the first token of a cold file with and without reading ahead, and what the trial costs."""
+    seconds: dict[str, list[float]] = {"0": [], "1": []}
+    seconds_to_first_token(path, n_threads)          # from here on the file counts as one that loads well
+    for number in range(n_rounds):
+        for value in ("0", "1") if number % 2 == 0 else ("1", "0"):
+            drop_from_cache(path)
+            child = subprocess.run(
+                [sys.executable, "-m", "medlite.measure_speed", str(path), "--child", "--threads", str(n_threads)],
+                capture_output=True, text=True, timeout=BENCH_SECONDS, check=True,
+                env={**os.environ, PREFETCH_VARIABLE: value})
+            seconds[value].append(float(child.stdout))
+    ratios = [a / b for a, b in zip(seconds["1"], seconds["0"], strict=True)]
+    ahead, without = statistics.median(seconds["1"]), statistics.median(seconds["0"])
+    print(f"{path.name}, {format_bytes(path.stat().st_size)}, cold: {ahead:.2f} s to the first token reading ahead, "
+          f"{without:.2f} s without, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in "
+          f"{n_rounds} rounds)", flush=True)
+    trials = []
+    for _ in range(n_rounds):
+        begin = time.perf_counter()
+        try_load(path)
+        trials.append(time.perf_counter() - begin)
+    print(f"tried in a child: {statistics.median(trials):.3f} s, once for each file")
+
+
+def drop_from_cache(path: Path) -> None:
+    """Ask the system to forget the file's pages. Raises EngineError where it keeps them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    if resident_share(path) > 0.05:
+        raise EngineError(f"{path}: the system keeps it in memory", hint="close programs that have it open")
+
+
+def seconds_to_first_token(path: Path, n_threads: int) -> float:
+    """From the call to load until one token was written."""
+    library()
+    begin = time.perf_counter()
+    with closing(open_engine(path, engine="llamacpp", device="cpu", n_threads=n_threads, n_context=512)) as engine:
+        list(engine.generate(random_prompt(engine, 3, 0), GenerationSettings(max_tokens=1)))
+        return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

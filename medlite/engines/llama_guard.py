@@ -45,12 +45,18 @@ if model:
 
 
 def check_load(path: Path) -> None:
-    """Raise EngineError, with the signal and llama.cpp's reason, if loading `path` crashes.
+    """Raise EngineError, with the signal and llama.cpp's reason, if loading `path` crashes and it never loaded well."""
+    if not is_remembered(path):
+        try_load(path)
+
+
+def try_load(path: Path) -> None:
+    """Load `path` in a child and raise EngineError if that crashes.
 
     A file that llama.cpp refuses in an orderly way passes: the load itself then tells why. Without an interpreter to
     start, or after two minutes, nothing is known and nothing raised.
     """
-    if not sys.executable or is_remembered(path):
+    if not sys.executable:
         return
     native = library()
     for_model, for_context = native.llama_model_default_params(), native.llama_context_default_params()
