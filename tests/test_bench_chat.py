@@ -13,7 +13,7 @@ from bench.measure import prepare
 from bench.record import RunSettings
 from bench.scoring import TRUNCATED, UNPARSED
 from bench.task import Prompt
-from medlite.errors import TaskError
+from medlite.errors import RecordError, TaskError
 from medlite.gguf_format import read_header
 
 PARSED = {
@@ -58,6 +58,16 @@ def test_the_prompt_is_the_models_own_template_with_a_pinned_date(tmp_path: Path
     assert builder_for(template_of_header(header))(make_sample(0), []).context.startswith("2024 Which class is drug 0?")
     plain = read_header(write_tiny_gguf(tmp_path / "chat.gguf", template=CHAT_TEMPLATE))
     assert builder_for(template_of_header(plain))(make_sample(0), []).context == rendered(0).context
+
+
+def test_answers_under_another_template_are_not_compared(tmp_path: Path) -> None:
+    records = []
+    for number, template in enumerate((CHAT_TEMPLATE, "{{ messages[0].content }}")):
+        source = template_of_header(read_header(write_tiny_gguf(tmp_path / f"{number}.gguf", template=template)))
+        items = [(make_sample(0), builder_for(source)(make_sample(0), []))]
+        records.append(record_of(list(score_chat(ToyEngine(), items, reply_tokens=4)), protocol="chat"))
+    with pytest.raises(RecordError, match="prompt_sha256 of sample q0"):
+        compare(*records)
 
 
 def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:

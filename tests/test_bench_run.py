@@ -1,6 +1,12 @@
 """Measuring in a process of its own: with a real engine on a tiny file, and with one that dies."""
 
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +15,7 @@ from tiny_gguf import write_tiny_gguf
 
 from bench.compare import compare
 from bench.measure import Progress, draw
-from bench.record import RunSettings, sample_line
+from bench.record import RunSettings, read_record, sample_line
 from bench.run import run_in_child
 from medlite.errors import ArtifactError, EngineError, MedliteError, OutputError, TaskError
 from medlite.files import part_path
@@ -64,6 +70,37 @@ def test_a_resumed_run_equals_an_uninterrupted_one(model: Path, questions: Path,
     assert [sample_line(s) for s in resumed.samples] == [sample_line(s) for s in whole.samples]
     assert resumed.performance.n_scored == 12 - 3
     assert any("resumed" in note for note in resumed.performance.notes)
+
+
+def test_a_run_that_was_killed_goes_on_and_equals_an_uninterrupted_one(
+    model: Path, questions: Path, tmp_path: Path,
+) -> None:
+    """SIGKILL to the command and its measuring process, in the middle of a group of questions."""
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({**row, "id": f"{i}-{row['id']}", "question": f"{i}. {row['question']}"}) + "\n"
+                            for i in range(150) for row in rows))
+    out = tmp_path / "run.jsonl"
+    command = [sys.executable, "-m", "medlite", "bench", "run", str(model), "--data", str(many), "--no-speed", "-o",
+               str(out)]
+    started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while started.poll() is None and not (
+                part_path(out).is_file() and part_path(out).read_bytes().count(b"\n") > 200):
+            time.sleep(0.002)
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert not out.exists(), "it was done before it could be killed"
+    n_kept = len(read_record(part_path(out)).samples)
+    assert 200 <= n_kept < 1800
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    resumed = read_record(out)
+    whole = run_in_child(model, "local", resumed.settings, data=many)
+    assert resumed.performance.n_scored == 1800 - n_kept + n_kept % resumed.settings.n_group
+    assert [sample_line(s) for s in resumed.samples] == [sample_line(s) for s in whole.samples]
+    assert dataclasses.replace(resumed, performance=whole.performance, samples=whole.samples) == whole
 
 
 def test_a_finished_record_is_not_overwritten(model: Path, questions: Path, tmp_path: Path) -> None:
