@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from medlite.files import cache_folder, file_sha256, format_bytes
 REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 CHECKPOINT_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*",
                     "*.safetensors", "*.safetensors.index.json", "README.md", "LICENSE*"]
+# Of repositories without safetensors. quantize reads them through torch, weights only: no code of theirs runs.
+PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 DEFAULT_REVISION = "main"
 SPARE_BYTES = 1 << 28            # left on the disk after a download
 
@@ -120,6 +122,17 @@ def list_repository(repository: str, revision: str | None, patterns: Sequence[st
          if any(fnmatch.fnmatch(row.rfilename, pattern) for pattern in patterns)),
         key=lambda file: (file.n_bytes, file.name)))
     return RemoteRepository(repository, revision or DEFAULT_REVISION, str(info.sha), files)
+
+
+def checkpoint_of(remote: RemoteRepository) -> RemoteRepository:
+    """The checkpoint's files among those of `remote`: safetensors, or pickled weights where there are none."""
+    def those(patterns: Sequence[str]) -> tuple[RemoteFile, ...]:
+        return tuple(file for file in remote.files
+                     if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns))
+
+    safe = those(CHECKPOINT_FILES)
+    has_weights = any(file.name.endswith(".safetensors") for file in safe)
+    return replace(remote, files=safe if has_weights else those([*CHECKPOINT_FILES, *PICKLED_FILES]))
 
 
 def check_space(remote: RemoteRepository) -> int:
@@ -223,12 +236,14 @@ def download_checkpoint(repository: str, revision: str | None, *, offline: bool)
     from huggingface_hub import snapshot_download
 
     offline = offline or is_offline()
-    remote = None if offline else list_repository(repository, revision, CHECKPOINT_FILES)
-    if remote is not None:
+    patterns, remote = [*CHECKPOINT_FILES, *PICKLED_FILES], None
+    if not offline:
+        remote = checkpoint_of(list_repository(repository, revision, patterns))
         check_space(remote)
+        patterns = [file.name for file in remote.files]
     with _hub_errors(repository, revision, offline=offline):
         folder = Path(snapshot_download(repository, revision=remote.commit if remote else revision,
-                                        allow_patterns=CHECKPOINT_FILES, local_files_only=offline))
+                                        allow_patterns=patterns, local_files_only=offline))
     if remote is not None:
         _remember_revision(remote)
     return folder

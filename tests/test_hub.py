@@ -115,10 +115,16 @@ def test_one_of_several_gguf_files_is_chosen_by_its_recipe(tmp_path: Path) -> No
         assert Path(json.loads(chosen.stdout)["path"]).read_bytes() == b"four"
 
 
-def test_pickled_weights_are_not_downloaded(tmp_path: Path) -> None:
-    with serve(FakeHub({"config.json": b"{}", "pytorch_model.bin": b"pickle"})) as hub:
-        refused = medlite(tmp_path, hub, "pull", "org/model")
-        assert "pickled weights only" in refused.stderr
+def test_pickled_weights_come_only_where_there_are_no_others(tmp_path: Path) -> None:
+    with serve(FakeHub({"config.json": b"{}", "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle"})) as hub:
+        plan = medlite(tmp_path, hub, "pull", "org/model", "--dry-run", "--json")
+        assert {row["name"] for row in json.loads(plan.stdout)["files"]} == {"config.json", "pytorch_model.bin"}
+        pulled = medlite(tmp_path, hub, "pull", "org/model")
+        assert "pip install 'medlite[torch]'" in pulled.stdout
+        assert {name for name, _ in hub.downloads()} == {"config.json", "pytorch_model.bin"}
+    with serve(FakeHub({"config.json": b"{}", "consolidated.00.pth": b"pickle"})) as hub:
+        refused = medlite(tmp_path, hub, "pull", "org/model", HF_HOME=str(tmp_path / "other"))
+        assert "pickled weights of an unknown layout only" in refused.stderr
         assert hub.downloads() == []
 
 

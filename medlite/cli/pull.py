@@ -59,9 +59,9 @@ def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "
     from dataclasses import replace
 
     from medlite.files import format_bytes
-    from medlite.hub import CHECKPOINT_FILES, list_repository
+    from medlite.hub import CHECKPOINT_FILES, checkpoint_of, list_repository
 
-    remote = list_repository(repository, revision, [*CHECKPOINT_FILES, "*.gguf", "*.bin", "*.pth"])
+    remote = list_repository(repository, revision, [*CHECKPOINT_FILES, "*.gguf", "*.bin", "*.bin.index.json", "*.pth"])
     by_kind: dict[str, list[RemoteFile]] = {}
     for file in remote.files:
         by_kind.setdefault(Path(file.name).suffix, []).append(file)
@@ -74,12 +74,13 @@ def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "
             raise CheckpointError(f"{repository}: {'several files fit' if chosen else 'choose one of its GGUF files'}",
                                   hint=f"--recipe, for one of: {listed}" if ready else "it holds no GGUF file")
         return replace(remote, files=tuple(chosen))
-    if ".safetensors" not in by_kind:
+    remote = checkpoint_of(remote)
+    if not any(file.name.endswith((".safetensors", ".bin")) for file in remote.files):
         pickled = ".bin" in by_kind or ".pth" in by_kind
         raise CheckpointError(
-            f"{repository}: holds {'pickled weights only, which can run code when read' if pickled else 'no weights'}",
+            f"{repository}: holds {'pickled weights of an unknown layout only' if pickled else 'no weights'}",
             hint="convert them to safetensors in a place you trust, then: medlite quantize FOLDER" if pickled else None)
-    return replace(remote, files=tuple(f for f in remote.files if Path(f.name).suffix not in (".gguf", ".bin", ".pth")))
+    return remote
 
 
 def show_plan(remote: "RemoteRepository", n_bytes: int, *, as_json: bool) -> None:
@@ -111,5 +112,8 @@ def show(path: Path, name: str, commit: str, n_bytes: int, *, as_json: bool) -> 
     got = f"{format_bytes(n_bytes)} downloaded" if n_bytes else "was here already"
     stdout.print(f"[bold]{name}[/bold]{at}: {got}", soft_wrap=True)
     stdout.print(str(path), soft_wrap=True)
+    if next(path.glob("*.bin"), None) is not None:
+        stdout.print("pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')",
+                     style="dim", soft_wrap=True, markup=False)
     following = f"medlite chat {path}" if path.suffix == ".gguf" else f"medlite quantize {path} --recipe Q4_K_M"
     stdout.print(f"next: {following}", style="dim", soft_wrap=True)
