@@ -55,10 +55,29 @@ static Outcome encode_group(const Task &task, int64_t first, int n, const float 
     return {};
 }
 
+// W blocks without importance, of a type that can take them as they lie in memory; false if it cannot take these.
+template <typename Type>
+LANE_FN bool encode_contiguous(const Task &task, int64_t first) {
+    const uint8_t *from = task.source + first * Type::WEIGHTS * task.source_bytes;
+    uint8_t *to = task.target + first * Type::BYTES;
+    switch (task.source_type) {
+        case GGML_F32: return Type::Contiguous::template encode<GGML_F32>(from, to);
+        case GGML_F16: return Type::Contiguous::template encode<GGML_F16>(from, to);
+        default: return Type::Contiguous::template encode<GGML_BF16>(from, to);
+    }
+}
+
+template <typename Type, typename = void>
+constexpr bool HAS_CONTIGUOUS = false;
+template <typename Type>
+constexpr bool HAS_CONTIGUOUS<Type, std::void_t<typename Type::Contiguous>> = true;
+
 template <typename Type>
 static Outcome encode_range(const Task &task, int64_t first, int64_t end, const float *variances, int64_t first_row) {
     for (int64_t block = first; block < end; block += W) {
         int n = end - block < W ? int(end - block) : W;
+        if constexpr (HAS_CONTIGUOUS<Type>)
+            if (!task.importance && n == W && encode_contiguous<Type>(task, block)) continue;
         Outcome outcome = encode_group<Type>(task, block, n, variances, first_row);
         if (outcome.problem != Problem::NONE) return outcome;
     }

@@ -225,7 +225,7 @@ struct Q3_K {
             for (int j = 0; j < 16; ++j) scale_levels[j] = to_int(level<32>(fit, scales[j]));
             d = fit.scale;
         } else {
-            for (int j = 0; j < 16; j += 4) descend_symmetric<16, 4, 4>(x + 16 * j, found + 16 * j, scales + j);
+            descend_where_needed<16, 4, 16, 6>(x, found, scales);
             d = spread(scales, scale_levels);
         }
         I half = to_half(d);

@@ -41,6 +41,37 @@ LANE_FN bool any(I mask) {
     return seen != 0;
 }
 
+// Bit k is the sign of lane k.
+LANE_FN uint32_t signs(I v) {
+#if MEDLITE_LANES == 16
+    return _mm512_movepi32_mask((__m512i)v);
+#elif MEDLITE_LANES == 8
+    return uint32_t(_mm256_movemask_ps((__m256)v));
+#elif defined(MEDLITE_X86)
+    return uint32_t(_mm_movemask_ps((__m128)v));
+#else
+    uint32_t word = 0;
+    for (int k = 0; k < W; ++k) word |= uint32_t(v[k] < 0) << k;
+    return word;
+#endif
+}
+
+// W numbers from 0 to 255 as W bytes. g++ 12 makes __builtin_convertvector to bytes one lane at a time.
+LANE_FN void store_bytes(I v, uint8_t *to) {
+#if MEDLITE_LANES == 16
+    _mm_storeu_si128((__m128i *)to, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
+#elif MEDLITE_LANES == 8
+    __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(pairs, pairs));
+#elif defined(MEDLITE_X86)
+    __m128i pairs = _mm_packs_epi32((__m128i)v, (__m128i)v);
+    int32_t word = _mm_cvtsi128_si32(_mm_packus_epi16(pairs, pairs));
+    memcpy(to, &word, 4);
+#else
+    for (int k = 0; k < W; ++k) to[k] = uint8_t(v[k]);
+#endif
+}
+
 LANE_FN F square_root(F v) {
 #if MEDLITE_LANES == 16
     return (F)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);  // the plain form warns in g++ 12

@@ -8,8 +8,6 @@ namespace MEDLITE_ISA {
 
 LANE_FN F inverse_or_zero(F d) { return select(d != 0.f, 1.f / d, F{}); }
 
-LANE_FN I infinite(F v) { return magnitude(v) == __builtin_inff(); }
-
 // Byte l holds weights l and l + 16; levels 0 .. 15.
 LANE_FN void pack_nibbles(const I *levels, I *words) {
     for (int k = 0; k < 4; ++k) {
@@ -33,6 +31,7 @@ LANE_FN I split_fifth_bits(I *levels) {
 template <int BITS>
 struct Centered {
     static constexpr int WEIGHTS = 32, BYTES = 2 + (BITS == 5 ? 4 : 0) + 16, HALF = 1 << (BITS - 1);
+    using Contiguous = ContiguousCentered<BITS>;
 
     static void encode(const F *x, const F *q, F variance, I *words) {
         F d;
@@ -65,6 +64,7 @@ struct Centered {
 template <int BITS>
 struct Offset {
     static constexpr int WEIGHTS = 32, BYTES = 4 + (BITS == 5 ? 4 : 0) + 16, HIGHEST = (1 << BITS) - 1;
+    using Contiguous = ContiguousOffset<BITS>;
 
     // The lowest and highest weight; the first of equals (zeros have signs). Two halves at once, as in extreme().
     static LANE_INLINE void extent(const F *x, F &low, F &high) {

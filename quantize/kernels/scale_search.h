@@ -176,25 +176,90 @@ LANE_FN void descend_symmetric(const F *x, F *levels, F *scales) {
         }
     }
     for (int round = 0; round < 5 && any(changed); ++round) {
-        changed = I{};
+        F before_lx[A], before_l2[A];
+        memcpy(before_lx, sum_lx, sizeof sum_lx), memcpy(before_l2, sum_l2, sizeof sum_l2);
         for (int n = 0; n < N; ++n)
             for (int a = 0; a < A; ++a) {
                 int i = a * N + n;
                 F l = levels[i], lx = sum_lx[a] - wx[i] * l, l2 = sum_l2[a] - w[i] * l * l;
                 F moved = nearest_clamped(x[i] * l2 / lx, -HALF, HALF - 1);
-                I candidate = (lx > 0.f) & (moved != l) & ~nearly_zero[a];
+                I candidate = (lx > 0.f) & (moved != l);
                 lx += wx[i] * moved;
                 l2 += w[i] * moved * moved;
                 I better = candidate & (l2 > 0.f) & (lx * lx * sum_l2[a] > sum_lx[a] * sum_lx[a] * l2);
                 levels[i] = select(better, moved, l);
                 sum_lx[a] = select(better, lx, sum_lx[a]);
                 sum_l2[a] = select(better, l2, sum_l2[a]);
-                changed |= better;
             }
+        changed = I{};
+        for (int a = 0; a < A; ++a) changed |= ((sum_lx[a] != before_lx[a]) | (sum_l2[a] != before_l2[a])) & ~nearly_zero[a];
     }
     for (int a = 0; a < A; ++a) {
         for (int i = a * N; i < a * N + N; ++i) levels[i] = select(nearly_zero[a], F{}, levels[i] + float(HALF));
         scales[a] = select(nearly_zero[a] | ~(sum_l2[a] > 0.f), F{}, sum_lx[a] / sum_l2[a]);
+    }
+}
+
+// Does the descent surely keep the first levels `l` of this block? Its step at weight i tries nearest(x * l2 / lx), where lx and l2
+// are the sums without i: that is l if x * l2 lies well within l -+ 1/2 times lx. Products of weights up to 1e8 are finite.
+// Where the extreme weight is positive no sum lx is, as every x * l is 0 or less, and the reference then leaves the levels alone.
+template <int N>
+LANE_FN I keeps_levels(const F *x, const F *l, F peak, F sum_lx, F sum_l2) {
+    constexpr float NEARLY_HALF = 0.49f, SMALL = 1e-30f, LARGE = 1e8f;
+    F least = splat(1.f);
+    for (int i = 0; i < N; ++i) {
+        F w = x[i] * x[i], lx = sum_lx - w * x[i] * l[i], l2 = sum_l2 - w * l[i] * l[i];
+        F room = NEARLY_HALF * lx - magnitude(x[i] * l2 - l[i] * lx);
+        least = select(room < least, room, least);
+    }
+    return (peak > 0.f) | ((least > SMALL) & (peak > -LARGE));
+}
+
+// Copy N floats of one lane, which lie W apart. from, to: where the first one is, in floats.
+template <int N>
+LANE_FN void copy_lane(const F *x, int from, F *y, int to) {
+    typedef float OfVector __attribute__((may_alias));
+    const OfVector *source = (const OfVector *)x + from;
+    OfVector *target = (OfVector *)y + to;
+    for (int i = 0; i < N; ++i) target[i * W] = source[i * W];
+}
+
+// descend_symmetric for BLOCKS blocks per lane. Most blocks keep their first levels, so those that may not are brought together,
+// A to a lane, and no block waits for a neighbour's rounds.
+template <int N, int HALF, int BLOCKS, int A>
+LANE_FN void descend_where_needed(const F *x, F *levels, F *scales) {
+    int waiting[BLOCKS * W + 1], n_waiting = 0;
+    for (int block = 0; block < BLOCKS; ++block) {
+        const F *xb = x + block * N;
+        F *l = levels + block * N, largest, peak = extreme<N>(xb, largest), inverse = float(-HALF) / peak, sum_lx{}, sum_l2{};
+        I nearly_zero = largest < NEARLY_ZERO;
+        for (int i = 0; i < N; ++i) {
+            F w = xb[i] * xb[i];
+            l[i] = nearest_clamped(inverse * xb[i], -HALF, HALF - 1);
+            sum_lx += w * xb[i] * l[i];
+            sum_l2 += w * l[i] * l[i];
+        }
+        I done = keeps_levels<N>(xb, l, peak, sum_lx, sum_l2) | nearly_zero;
+        for (int i = 0; i < N; ++i) l[i] = select(nearly_zero, F{}, l[i] + float(HALF));
+        scales[block] = select(nearly_zero | ~(sum_l2 > 0.f), F{}, sum_lx / sum_l2);
+        int32_t lanes_done[W];
+        memcpy(lanes_done, &done, sizeof done);
+        for (int k = 0; k < W; ++k) {
+            waiting[n_waiting] = block * N * W + k;
+            n_waiting += !lanes_done[k];
+        }
+    }
+    for (int first = 0; first < n_waiting; first += A * W) {
+        F some_x[A * N], some_levels[A * N], some_scales[A];
+        int n = n_waiting - first < A * W ? n_waiting - first : A * W;
+        for (int s = 0; s < A * W; ++s)  // a place without a block repeats the first
+            copy_lane<N>(x, waiting[s < n ? first + s : first], some_x, s / W * N * W + s % W);
+        descend_symmetric<N, HALF, A>(some_x, some_levels, some_scales);
+        for (int s = 0; s < n; ++s) {
+            int to = waiting[first + s];
+            copy_lane<N>(some_levels, s / W * N * W + s % W, levels, to);
+            copy_lane<1>(some_scales, s, scales, to / (N * W) * W + to % W);
+        }
     }
 }
 
