@@ -89,13 +89,19 @@ class RowErrors:
 
 def measure_errors(ggml_type: GgmlType, rows: Rows, encoded: NDArray[np.uint8]) -> RowErrors:
     """The errors of `encoded` (as `encode` made it) against `rows`, in float64 sums a row."""
-    wide = to_float32(rows)
-    if ggml_type.name == rows.dtype or (ggml_type.name == "F32"):
-        return RowErrors(0.0, float(np.einsum("ij,ij->", wide, wide, dtype=np.float64)), 0, 0.0)
-    difference = ggml.dequantize_rows(ggml_type, encoded, rows.shape)
-    difference -= wide
-    errors = np.einsum("ij,ij->i", difference, difference).astype(np.float64)
-    weights = np.einsum("ij,ij->i", wide, wide).astype(np.float64)
+    compiled = kernels.load()
+    exact = ggml_type.name in (rows.dtype, "F32")
+    if compiled is not None and not exact and ggml_type.block_weights >= 32:
+        errors, weights = compiled.measure(ggml_type.id, GGML_TYPES[rows.dtype].id, rows.values, encoded, rows.shape,
+                                           ggml.decoder_address(ggml_type.id)).T
+    else:
+        wide = to_float32(rows)
+        if exact:
+            return RowErrors(0.0, float(np.einsum("ij,ij->", wide, wide, dtype=np.float64)), 0, 0.0)
+        difference = ggml.dequantize_rows(ggml_type, encoded, rows.shape)
+        difference -= wide
+        errors = np.einsum("ij,ij->i", difference, difference).astype(np.float64)
+        weights = np.einsum("ij,ij->i", wide, wide).astype(np.float64)
     ratios = np.divide(errors, weights, out=np.zeros_like(errors), where=weights > 0)
     worst = int(ratios.argmax())
     return RowErrors(float(errors.sum()), float(weights.sum()), worst, float(ratios[worst]))

@@ -73,9 +73,18 @@ class _TypeTraits(ctypes.Structure):
     _fields_ = (
         ("type_name", ctypes.c_char_p), ("blck_size", ctypes.c_int64), ("blck_size_interleave", ctypes.c_int64),
         ("type_size", ctypes.c_size_t), ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("to_float", ctypes.c_void_p),
         ("from_float_ref", ctypes.c_void_p),
     )
+
+
+@cache
+def decoder_address(type_id: int) -> int:
+    """Where ggml's to_float of a type lies: void (*)(const void *blocks, float *weights, int64_t n_weights)."""
+    library = _library()
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    return int(library.ggml_get_type_traits(type_id).contents.to_float)
 
 
 def dequantize_rows(ggml_type: GgmlType, data: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -85,9 +94,7 @@ def dequantize_rows(ggml_type: GgmlType, data: NDArray[np.uint8], shape: tuple[i
         raise RecipeError(f"{ggml_type.name}: {data.nbytes} bytes given for {n_rows} rows of {row_length}")
     if ggml_type.name == "F32":
         return data.view("<f4").reshape(shape).copy()
-    library = _library()
-    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
-    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     out = np.empty(shape, np.float32)
-    library.ggml_get_type_traits(ggml_type.id).contents.to_float(data.ctypes.data, out.ctypes.data, out.size)
+    decode = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(decoder_address(ggml_type.id))
+    decode(data.ctypes.data, out.ctypes.data, out.size)
     return out

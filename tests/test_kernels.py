@@ -4,6 +4,7 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from medlite.errors import RecipeError
 from medlite.gguf_format import GGML_TYPES
 from quantize import ggml, kernels
+from quantize.encode import Rows, encode, measure_errors, to_float32
 
 KERNELS = kernels.load()
 pytestmark = pytest.mark.skipif(KERNELS is None, reason=f"kernels: {kernels.missing_reason()}")
@@ -229,3 +231,23 @@ def test_an_unknown_instruction_set_is_refused_by_the_library_itself() -> None:
     x = np.zeros(256, np.float32)
     arguments = (0, F32, x.ctypes.data, x.ctypes.data, 1, 256, None, 99, ctypes.byref(ctypes.c_int64()))
     assert KERNELS.library.medlite_encode(*arguments) == -3
+
+
+MEASURED = sorted({name for name, _ in CASES} - set(PLAIN))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_the_errors_of_rows_are_float64s_over_ggmls_decoded_weights(name: str, dtype: str) -> None:
+    wide = dict(kinds_of_weights(4, 2816, seed=9))["heavy-tailed"].clip(-100, 100)  # a row is no multiple of a piece
+    values: NDArray[Any] = {"F32": wide, "F16": wide.astype(np.float16), "BF16": to_bf16(wide)}[dtype]
+    rows, row = Rows(dtype, values), GGML_TYPES[name]
+    encoded = encode(row, rows, np.ones(2816, np.float32))
+    source = to_float32(rows).astype(np.float64)
+    squares = (ggml.dequantize_rows(row, encoded, rows.shape) - source) ** 2
+    found = measure_errors(row, rows, encoded)
+    ratios = squares.sum(1) / (source**2).sum(1)
+    assert found.squared_error == pytest.approx(squares.sum(), rel=2e-5)
+    assert found.squared_weight == pytest.approx((source**2).sum(), rel=2e-5)
+    assert found.worst_ratio == pytest.approx(ratios.max(), rel=2e-5)
+    assert found.worst_row == ratios.argmax()

@@ -95,6 +95,24 @@ class Kernels:
             raise RecipeError(f"{name}: the kernels wrote {done} bytes, {n_written} were needed")
         return done
 
+    def measure(
+        self, ggml_type: int, source_type: int, source: Memory, encoded: Memory, shape: tuple[int, int], decode: int
+    ) -> NDArray[np.float64]:
+        """(n_rows, 2): each row's sum of squared errors and of squared weights, in float64 over float32 pieces of 2048.
+
+        decode: the address of ggml's to_float of the type, whose blocks hold at least 32 weights. The GIL is released.
+        """
+        n_rows, n_per_row = shape
+        row = GGML_TYPES_BY_ID[ggml_type]
+        read = _address(source, _n_bytes(source_type, n_rows, n_per_row, SOURCE_TYPES), writable=False)
+        written = _address(encoded, _n_bytes(ggml_type, n_rows, n_per_row, GGML_TYPES_BY_ID), writable=False)
+        errors = np.empty((n_rows, 2), np.float64)
+        done: int = self.library.medlite_measure(source_type, read, written, n_rows, n_per_row, row.block_weights,
+                                                 row.block_bytes, decode, errors.ctypes.data)
+        if done != n_rows:
+            raise RecipeError(f"{row.name}: the kernels do not measure rows of {n_per_row}")
+        return errors
+
 
 def _n_bytes(ggml_type: int, n_rows: int, n_per_row: int, known: dict[int, Any]) -> int:
     """Bytes of n_rows rows. Raises RecipeError for a type not in `known` or a row that its block does not divide."""
@@ -139,6 +157,10 @@ def _open() -> Kernels | str:
     library.medlite_encode.argtypes = [
         ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
         ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
+    library.medlite_measure.restype = ctypes.c_int64
+    library.medlite_measure.argtypes = [
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
+        ctypes.c_void_p, ctypes.c_void_p]
     isas = tuple(library.medlite_isa_name(isa).decode() for isa in range(library.medlite_isa() + 1))
     return Kernels(library, isas)
 

@@ -6,12 +6,14 @@
 #include "blocks.h"
 #include "scale_search.h"
 #include "k_quants.h"
+#include "legacy_contiguous.h"
 #include "legacy.h"
 #include "iq4.h"
 #include "ternary.h"
 #include "iq_search.h"
 #include "iq_grid.h"
 #include "encode_rows.h"
+#include "row_errors.h"
 
 namespace MEDLITE_ISA {
 

@@ -79,4 +79,25 @@ int64_t medlite_encode(int type, int source_type, const void *source, void *targ
     return n_rows * (n_per_row / row->block_weights) * row->block_bytes;
 }
 
+// The squared errors and squared weights of n_rows encoded rows, two doubles a row. decode: ggml's to_float of the type, whose
+// blocks are a multiple of 32 and divide 2048. Returns n_rows, or BAD_ARGUMENTS.
+int64_t medlite_measure(int source_type, const void *source, const void *encoded, int64_t n_rows, int64_t n_per_row,
+                        int64_t block_weights, int64_t block_bytes, void *decode, double *errors) {
+    if (!source_size(source_type) || n_rows < 0 || n_per_row <= 0 || !decode || block_weights <= 0 || block_weights % 32 ||
+        2048 % block_weights || n_per_row % block_weights)
+        return BAD_ARGUMENTS;
+    Measurement what = {source_type, source_size(source_type), (const uint8_t *)source, (const uint8_t *)encoded, n_rows,
+                        n_per_row, n_per_row / block_weights * block_bytes, block_weights, block_bytes,
+                        (void (*)(const void *, float *, int64_t))decode};
+    RowErrors *rows = (RowErrors *)errors;
+#ifdef MEDLITE_X86
+    int isa = best_isa();
+    if (isa == AVX512) avx512::measure_rows(what, rows);
+    else if (isa == AVX2) avx2::measure_rows(what, rows);
+    else
+#endif
+        portable::measure_rows(what, rows);
+    return n_rows;
+}
+
 }  // extern "C"

@@ -48,8 +48,25 @@ struct TypeRow {
     Encoder encode;
 };
 
-namespace portable { extern const TypeRow TYPES[]; extern const int N_TYPES; }
+// Encoded rows beside their source; block_weights divides n_per_row and 2048, 32 divides block_weights.
+struct Measurement {
+    int source_type, source_bytes;
+    const uint8_t *source, *encoded;
+    int64_t n_rows, n_per_row, row_bytes, block_weights, block_bytes;
+    void (*decode)(const void *, float *, int64_t);  // ggml's to_float of the type
+};
+
+struct RowErrors {
+    double error, weight;  // sums of squares
+};
+
+#define MEDLITE_PROVIDES                                   \
+    extern const TypeRow TYPES[];                          \
+    extern const int N_TYPES;                              \
+    void measure_rows(const Measurement &, RowErrors *);
+
+namespace portable { MEDLITE_PROVIDES }
 #ifdef MEDLITE_X86
-namespace avx2 { extern const TypeRow TYPES[]; extern const int N_TYPES; }
-namespace avx512 { extern const TypeRow TYPES[]; extern const int N_TYPES; }
+namespace avx2 { MEDLITE_PROVIDES }
+namespace avx512 { MEDLITE_PROVIDES }
 #endif
