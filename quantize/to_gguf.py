@@ -11,10 +11,11 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
@@ -47,7 +48,8 @@ class WriteSettings:
     """n_threads: 0 for all cores. measure: put each tensor's error against the source into the receipt.
 
     hash_source: put the shards' SHA-256 there too (the source is read once more, side by side).
-    parity: what comparing the tokenizers found, for the receipt.
+    check: compares the tokenizers, in a thread beside the conversion; its report goes into the receipt, and what it
+    raises ends the conversion.
     force: replace files that exist. restart: do not continue an earlier run.
     on_bytes hears output bytes as they are written, resumed ones included; on_verify as they are read back.
     """
@@ -55,7 +57,7 @@ class WriteSettings:
     n_threads: int = 0
     measure: bool = True
     hash_source: bool = True
-    parity: ParityReport | None = None
+    check: Callable[[], ParityReport] | None = None
     force: bool = False
     restart: bool = False
     on_bytes: OnBytes = lambda n: None
@@ -76,8 +78,8 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
     """Write every output, verified and with its receipt, or none under its final name.
 
     outputs: plans of the same checkpoint. Raises OutputError before the first byte if a file exists (unless force)
-    or the disk is short, CheckpointError if a weight is not finite or a shard ends early. What was done stays in
-    the .part file on Ctrl-C or a full disk, and is removed on any other error.
+    or the disk is short, CheckpointError if a weight is not finite or a shard ends early, and whatever settings.check
+    raises. What was done stays in the .part file on Ctrl-C or a full disk, and is removed on any other error.
     """
     settings = settings or WriteSettings()
     _check_outputs(outputs, force=settings.force)
@@ -88,8 +90,8 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
                 writers.append(OutputWriter(output, settings))
                 stack.callback(writers[-1].close)
             hasher = stack.enter_context(SourceHasher(outputs[0].plan.checkpoint, enabled=settings.hash_source))
-            _write_slabs(writers, settings)
-            return [writer.finish(hasher) for writer in writers]
+            parity = _write_slabs(writers, settings)
+            return [writer.finish(hasher, parity) for writer in writers]
     except OSError as error:
         raise OutputError(f"{outputs[0].path.parent}: {error.strerror or error}",
                           hint="free some space and run the same command again: it continues") from error
@@ -165,7 +167,7 @@ class OutputWriter:
             self.journal.add(slab.number, crc, encoded.errors)
             self.settings.on_bytes(encoded.data.nbytes)
 
-    def finish(self, hasher: SourceHasher) -> Written:
+    def finish(self, hasher: SourceHasher, parity: ParityReport | None) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
         parts = [part_path(path) for path in self.output.paths]
         with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
@@ -180,7 +182,7 @@ class OutputWriter:
                                     hint="the disk or the memory is faulty; run the command again")
         errors = {number: errors for number, (_, errors) in self.journal.done.items()}
         facts = WrittenFacts(self.slabs, errors if self.settings.measure else None, hasher.result(), file_hashes,
-                             tensor_hashes, self.settings.parity)
+                             tensor_hashes, parity)
         write_json_whole(receipt_path(self.output.path), make_receipt(self.output.plan, self.output.paths, facts))
         for part, path in zip(parts, self.output.paths, strict=True):
             publish(part, path)
@@ -222,8 +224,8 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
         view, position = view[n:], position + n
 
 
-def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> None:
-    """Run the slabs through worker threads; the first error or Ctrl-C stops them all."""
+def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> ParityReport | None:
+    """Run the slabs and the check through threads; the first error or Ctrl-C stops them all. Returns what it found."""
     slabs: Iterator[Slab] = iter(writers[0].slabs)
     lock, stop = threading.Lock(), threading.Event()
 
@@ -240,12 +242,16 @@ def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> No
                     writer.write(slab, one)
 
     n_threads = settings.n_threads or os.cpu_count() or 1
-    with RowReader() as reader, ThreadPoolExecutor(n_threads) as pool:
+    with RowReader() as reader, ThreadPoolExecutor(n_threads + 1) as pool:
         reader.open(writers[0].output.plan.checkpoint.tensors)
+        checking = pool.submit(settings.check) if settings.check else None
         workers = [pool.submit(work, SlabEncoder(reader, measure=settings.measure)) for _ in range(n_threads)]
+        running: list[Future[Any]] = [*workers, checking] if checking else [*workers]
         try:
-            wait(workers, return_when=FIRST_EXCEPTION)
+            wait(running, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
+        parity = checking.result() if checking else None
         for worker in workers:
             worker.result()
+        return parity

@@ -68,7 +68,7 @@ def command(
     from medlite.hub import find_checkpoint
     from quantize.checkpoint import open_checkpoint
     from quantize.imatrix import read_imatrix
-    from quantize.parity import check_metadata
+    from quantize.parity import ParityReport, check_metadata
     from quantize.plan import make_plan
     from quantize.recipes import find_recipe
     from quantize.to_gguf import Output, WriteSettings
@@ -98,10 +98,14 @@ def command(
     if dry_run:
         show_plans(outputs, as_json=as_json)
         return
-    parity = check_metadata(outputs[0].plan.metadata, checkpoint.folder)
-    if not allow_mismatch:
-        parity.require()
-    settings = replace(settings, parity=parity)
+
+    def check() -> ParityReport:
+        report = check_metadata(outputs[0].plan.metadata, checkpoint.folder)
+        if not allow_mismatch:
+            report.require()
+        return report
+
+    settings = replace(settings, check=check)
     show_written(write_with_progress(outputs, settings, quiet=as_json), as_json=as_json)
 
 
