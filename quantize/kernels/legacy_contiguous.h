@@ -56,12 +56,15 @@ template <int BITS>
 LANE_FN void store_levels(I *levels, uint8_t *to) {
     if constexpr (BITS == 5) {
         uint32_t fifth = 0;
-        for (int v = 0; v < VECTORS; ++v) fifth |= signs(levels[v] << 27) << (v * W);
+        for (int v = 0; v < VECTORS; ++v) {
+            fifth |= signs(levels[v] << 27) << (v * W);
+            levels[v] &= 15;
+        }
         memcpy(to, &fifth, 4);
         to += 4;
     }
     for (int v = 0; v < VECTORS / 2; ++v)
-        store_bytes((levels[v] & 15) | ((levels[v + VECTORS / 2] & 15) << 4), to + v * W);
+        store_bytes(levels[v] | (levels[v + VECTORS / 2] << 4), to + v * W);
 }
 
 // The arithmetic of Centered::encode.
