@@ -79,6 +79,9 @@ def test_generate_raw_sends_the_prompt_without_the_template(tiny: Path) -> None:
 def test_generate_says_when_a_model_has_no_template(tmp_path: Path) -> None:
     plain = write_tiny_gguf(tmp_path / "base.gguf", template=None)
     assert "no chat template" in run(generate, str(plain), "what class", "--max-tokens", "2")[2]
+    for command, stdin in ((generate, b"what class"), (chat, b"what class\n")):
+        said = run(command, str(plain), "--system", "Be brief.", "--max-tokens", "2", stdin=stdin)[2]
+        assert "no place for --system" in said
 
 
 def test_generate_survives_bytes_that_are_no_text(tiny: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medlite.cli.generate import load_shown, model_options, sampling_options, sampling_settings
+from medlite.cli.generate import load_shown, model_options, sampling_options, sampling_settings, warn_of_system
 from medlite.errors import ContextError, MedliteError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def command(model: str, system: str, confidence: bool, keeps_history: bool, sess
         history = kept_history(state) if interactive and keeps_history else None
         if not as_json:
             show_banner(state, history, display.stdout if interactive else display.stderr)
+        warn_of_system(system, takes_none=loaded.template is None)
         if session_path:
             load_session(state, Path(session_path))
         if interactive:

@@ -96,6 +96,7 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
     with load_shown(model, quiet=as_json, **options) as loaded:
         if loaded.prompt_note and not raw and not as_json:
             click.echo(loaded.prompt_note, err=True)
+        warn_of_system(system, takes_none=raw or loaded.template is None)
         if raw:
             tokens, ended = loaded.engine.tokenize(text), settings
         else:
@@ -139,6 +140,13 @@ def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None
 def _schema_text(given: str) -> str:
     """The schema itself, or what the file of that name holds."""
     return given if given.lstrip().startswith("{") else Path(given).read_text("utf-8")
+
+
+def warn_of_system(system: str, *, takes_none: bool) -> None:
+    """Say that a system text has no place in the prompt."""
+    if system and takes_none:
+        click.echo(f"{click.style('warning:', fg='yellow')} without a template there is no place for --system; it is "
+                   "not sent", err=True)
 
 
 def _prompt_text(prompt: str | None) -> str:
