@@ -100,10 +100,10 @@ def test_a_history_that_cannot_be_kept_costs_a_word_and_not_the_chat(tiny: Path,
 
 def test_the_banner_says_where_typed_lines_go(tiny: Path, tmp_path: Path) -> None:
     state = toy_state(tiny)
-    show_banner(state, Path("/home/you/history"), state.console)
+    show_banner(state, Path("/home/you/history"))
     assert "typed lines are kept in /home/you/history (--no-history)" in shown(state)
     state = toy_state(tiny)
-    show_banner(state, None, state.console)
+    show_banner(state, None)
     assert "typed lines" not in shown(state)
 
 

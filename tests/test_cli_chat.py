@@ -120,12 +120,15 @@ def test_a_piped_chat_answers_each_line_and_keeps_the_banner_off_stdout(tiny: Pa
     assert code == 0
     assert "Not a medical device, not for diagnosis." in err
     assert "medical device" not in out
+    commands = run(chat, str(tiny), "--max-tokens", "3", stdin=b"the patient\n/stats\n/context\n")
+    assert commands[1] == out[: len(commands[1])]
+    assert "first token after" in commands[2]
 
 
 def test_a_chat_as_json_is_one_object_per_reply(tiny: Path) -> None:
     lines = b"the patient\nwhat drug\n/undo\n/quit\nnot read\n"
     out = run(chat, str(tiny), "--json", "--max-tokens", "3", stdin=lines)[1]
-    turns = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    turns = [json.loads(line) for line in out.splitlines()]
     assert [turn["user"] for turn in turns] == ["the patient", "what drug"]
     assert turns[1]["n_prompt_tokens"] > turns[0]["n_prompt_tokens"]
 

@@ -49,14 +49,15 @@ def command(model: str, system: str, confidence: bool, keeps_history: bool, sess
     settings = sampling_settings(options)
     interactive = sys.stdin.isatty() and not as_json
     loaded = load_shown(model, quiet=as_json, **options)
-    state = ChatState(loaded, loaded.chat(system, settings), display.stdout,
+    # Over a pipe, stdout holds replies and nothing else.
+    state = ChatState(loaded, loaded.chat(system, settings), display.stdout if interactive else display.stderr,
                       open_model=lambda text: load_shown(text, quiet=as_json, **options),
                       find_loss=lambda new: [] if as_json else find_losses(new.artifact))
     try:
         state.losses = state.find_loss(loaded)
         history = kept_history(state) if interactive and keeps_history else None
         if not as_json:
-            show_banner(state, history, display.stdout if interactive else display.stderr)
+            show_banner(state, history)
         warn_of_system(system, takes_none=loaded.template is None)
         if session_path:
             load_session(state, Path(session_path))
@@ -79,7 +80,7 @@ def kept_history(state: "ChatState") -> Path | None:
     return history
 
 
-def show_banner(state: "ChatState", history: Path | None, console: "Console") -> None:
+def show_banner(state: "ChatState", history: Path | None) -> None:
     """What the user should know before the first question."""
     from medlite.cli.chat_loss import loss_line
     from medlite.cli.chat_screen import Situation, banner
@@ -87,7 +88,7 @@ def show_banner(state: "ChatState", history: Path | None, console: "Console") ->
     from medlite.registry import DEMO_NAME
 
     artifact = state.loaded.artifact
-    console.print(banner(state.loaded, Situation(
+    state.console.print(banner(state.loaded, Situation(
         demo=artifact.path.is_relative_to(cache_folder() / DEMO_NAME), loss=loss_line(state.losses, artifact),
         history=history)))
 
@@ -129,7 +130,9 @@ def _answer_line(state: "ChatState", text: str, *, as_json: bool, shade: bool) -
     if text and as_json:
         _print_turn(state, text)
     elif text:
-        _reply(state, text, shade=shade)
+        from medlite.cli.display import stdout
+
+        _reply(state, text, stdout, shade=shade)
 
 
 def _print_turn(state: "ChatState", text: str) -> None:
@@ -173,7 +176,7 @@ def _talk(state: "ChatState", history: Path | None, *, shade: bool) -> None:
             if text.startswith("/") and "\n" not in text:
                 run_command(state, text)
             elif _make_room(state, text):
-                _reply(state, text, shade=shade)
+                _reply(state, text, state.console, shade=shade)
                 state.console.print()
         except MedliteError as error:
             state.console.print(f"[red]error:[/red] {_plain(str(error))}")
@@ -220,8 +223,8 @@ def _make_room(state: "ChatState", text: str) -> bool:
     return True
 
 
-def _reply(state: "ChatState", text: str, *, shade: bool) -> None:
-    """Stream the reply to `text`; Ctrl-C stops it and keeps what came."""
+def _reply(state: "ChatState", text: str, console: "Console", *, shade: bool) -> None:
+    """Stream the reply to `text` onto `console`; Ctrl-C stops it and keeps what came."""
     from medlite.cli.chat_screen import show_reply
 
     conversation = state.conversation
@@ -229,7 +232,7 @@ def _reply(state: "ChatState", text: str, *, shade: bool) -> None:
     n_turns = len(conversation.turns)
     inside = conversation.template is not None and conversation.template.starts_thinking
     try:
-        show_reply(state.console, partial(conversation.reply, text), shade=shade, inside_thinking=inside)
+        show_reply(console, partial(conversation.reply, text), shade=shade, inside_thinking=inside)
     except KeyboardInterrupt:
         begun = len(conversation.turns) > n_turns
         state.say("stopped" if begun else "stopped before the reply began; /retry asks again")
