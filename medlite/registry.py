@@ -96,7 +96,8 @@ def missing_artifact(model: CatalogModel, recipe: str) -> ArtifactError:
             return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
         return ArtifactError(f"{model.name}: not on this machine, and credentialed: no program may download it",
                              hint=f"sign the agreement at {model.where}, put the files into {folder}, then: {make}")
-    if any((folder / "config.json").is_file() for folder in cached_snapshots(model.repository)):
+    if any(path.suffix in (".safetensors", ".bin") for folder in cached_snapshots(model.repository)
+           for path in folder.iterdir()):
         return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
     return ArtifactError(f"{model.name}: not on this machine", hint=f"medlite pull {model.name}, then: {make}")
 

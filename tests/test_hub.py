@@ -128,6 +128,21 @@ def test_pickled_weights_come_only_where_there_are_no_others(tmp_path: Path) -> 
         assert hub.downloads() == []
 
 
+def test_a_config_alone_is_enough_for_fit(tmp_path: Path) -> None:
+    config = json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 256,
+                         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 512,
+                         "vocab_size": 1000, "max_position_embeddings": 2048, "tie_word_embeddings": True}).encode()
+    with serve(FakeHub({**FILES, "config.json": config})) as hub:
+        missing = medlite(tmp_path, hub, "fit", "org/model")
+        assert "medlite pull org/model --config brings it" in missing.stderr
+        assert hub.requests == []
+        pulled = medlite(tmp_path, hub, "pull", "org/model", "--config")
+        assert pulled.returncode == 0, pulled.stderr
+        assert "next: medlite fit org/model" in pulled.stdout
+        assert [name for name, _ in hub.downloads()] == ["config.json"]
+    assert json.loads(medlite(tmp_path, hub, "fit", "org/model", "--memory", "1GB", "--json").stdout)["recipes"]
+
+
 def test_what_is_not_on_the_hub_is_said(tmp_path: Path) -> None:
     with serve(FakeHub(FILES)) as hub:
         assert "not on the hub, or private" in medlite(tmp_path, hub, "pull", "nobody/nothing").stderr

@@ -118,10 +118,14 @@ def test_files_that_were_pulled_are_found_in_the_hub_cache(tiny: Path, tmp_path:
 
 
 def test_a_checkpoint_that_is_here_needs_only_quantizing(tmp_path: Path) -> None:
-    blob = tmp_path / "hub/models--m42-health--Llama3-Med42-8B/snapshots/abc/config.json"
-    blob.parent.mkdir(parents=True)
-    blob.write_text("{}")
-    assert "its checkpoint is here" in str(failure(NAME))
+    folder = tmp_path / "hub/models--m42-health--Llama3-Med42-8B/snapshots/abc"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert "not on this machine" in str(failure(NAME))
+    (folder / "model-00001-of-00004.safetensors").write_text("weights")
+    refused = failure(NAME)
+    assert "its checkpoint is here" in str(refused)
+    assert refused.hint == f"medlite quantize {NAME} --recipe Q4_K_M"
 
 
 def test_a_name_that_several_models_share_lists_them() -> None:

@@ -132,6 +132,9 @@ def find_config(model: str, path: Path) -> dict[str, Any]:
                                                                         match["revision"])):
         return read_json_object(found)
     near = near_names(model)
+    if match and not near:
+        raise CheckpointError(f"{model}: not in the catalogue, and its config.json is not in the local cache",
+                              hint=f"medlite pull {model} --config brings it; fit itself opens no connection")
     raise CheckpointError(f"{model}: neither a file, a folder, a catalogue name nor a repository in the local cache",
                           hint=f"did you mean {' or '.join(near)}?" if near else "medlite models lists the names")
 

@@ -18,14 +18,16 @@ Examples:
   medlite pull meta-llama/Llama-3.2-1B-Instruct@main
   medlite pull qvac/MedPsy-4B-GGUF --recipe Q4_K_M
   medlite pull llama3.1-70b-instruct --dry-run
+  medlite pull some/repository --config
 
 Run again after an interruption: files that are whole are kept.""")
 @click.argument("model", metavar="NAME|REPO[@REVISION]")
 @click.option("--recipe", help="Of a repository of GGUF files: which one.")
+@click.option("--config", "config_only", is_flag=True, help="Only config.json, which is all that medlite fit needs.")
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and whether the disk has room.")
 @click.option("--offline", is_flag=True, help="Open no socket: only say what the local cache holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(model: str, recipe: str | None, dry_run: bool, offline: bool, as_json: bool) -> None:
+def command(model: str, recipe: str | None, config_only: bool, dry_run: bool, offline: bool, as_json: bool) -> None:
     """Download a model into the hub's local cache.
 
     NAME: of `medlite models`. The disk is checked before the first byte, the revision is pinned to its commit, and what
@@ -43,15 +45,25 @@ def command(model: str, recipe: str | None, dry_run: bool, offline: bool, as_jso
     if offline or is_offline():
         show(download_checkpoint(repository, revision, offline=True), repository, revision or "", 0, as_json=as_json)
         return
-    remote = wanted_files(repository, revision, recipe)
+    remote = config_of(repository, revision) if config_only else wanted_files(repository, revision, recipe)
     n_bytes = check_space(remote)
     if dry_run:
         show_plan(remote, n_bytes, as_json=as_json)
         return
     with progress_bar(f"pull {repository}", n_bytes, unit="bytes", quiet=as_json or not n_bytes) as on_bytes:
         folder = pull(remote, on_bytes)
-    ready = [folder / file.name for file in remote.files if file.name.endswith(".gguf")]
-    show(ready[0] if ready else folder, repository, remote.commit, n_bytes, as_json=as_json)
+    single = remote.files[0].name if config_only or remote.files[0].name.endswith(".gguf") else ""
+    show(folder / single, repository, remote.commit, n_bytes, as_json=as_json)
+
+
+def config_of(repository: str, revision: str | None) -> "RemoteRepository":
+    """The checkpoint's config.json alone. Raises CheckpointError where there is none."""
+    from medlite.hub import list_repository
+
+    remote = list_repository(repository, revision, ["config.json"])
+    if not remote.files:
+        raise CheckpointError(f"{repository}: has no config.json")
+    return remote
 
 
 def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "RemoteRepository":
@@ -112,8 +124,9 @@ def show(path: Path, name: str, commit: str, n_bytes: int, *, as_json: bool) -> 
     got = f"{format_bytes(n_bytes)} downloaded" if n_bytes else "was here already"
     stdout.print(f"[bold]{name}[/bold]{at}: {got}", soft_wrap=True)
     stdout.print(str(path), soft_wrap=True)
-    if next(path.glob("*.bin"), None) is not None:
+    if path.is_dir() and next(path.glob("*.bin"), None) is not None:
         stdout.print("pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')",
                      style="dim", soft_wrap=True, markup=False)
-    following = f"medlite chat {path}" if path.suffix == ".gguf" else f"medlite quantize {path} --recipe Q4_K_M"
+    following = {".gguf": f"medlite chat {path}", ".json": f"medlite fit {name}"}.get(
+        path.suffix, f"medlite quantize {path} --recipe Q4_K_M")
     stdout.print(f"next: {following}", style="dim", soft_wrap=True)
