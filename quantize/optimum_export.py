@@ -7,6 +7,7 @@ in a process of the Python that has it. quantize.onnx_rewrite then makes the exp
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from quantize import optimum_guest
 # transformers below 4.58, every transformers 4 wants huggingface-hub below 1.0).
 REQUIREMENTS = ("torch==2.13.0", "optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6",
                 "huggingface-hub==0.36.2", "onnx>=1.18", "onnxruntime>=1.31")
-INSTALL_HINT = (f"python3 -m venv optimum-env && optimum-env/bin/pip install {' '.join(REQUIREMENTS)}, then "
+INSTALL_HINT = (f"python3 -m venv optimum-env && optimum-env/bin/pip install {shlex.join(REQUIREMENTS)}, then "
                 "--exporter-python optimum-env/bin/python; or, into this environment: pip install 'medlite[optimum]'")
 
 
@@ -46,7 +47,7 @@ def exported(source: Path, beside: Path, python: Path | None = None) -> Iterator
         error.hint = INSTALL_HINT
         raise error
     beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".optimum-") as name:
+    with tempfile.TemporaryDirectory(dir=beside.resolve(), prefix=".optimum-") as name:
         folder = Path(name)
         _run_guest(source.resolve(), folder, python)
         yield Export(folder, json.loads((folder / "versions.json").read_text(encoding="utf-8")))

@@ -210,6 +210,7 @@ def test_an_interpreter_without_optimum_and_one_that_is_none(tmp_path: Path) -> 
     (["--format", "onnx", "--exporter-python", "x"], "only with --exporter optimum"),
     (["--format", "onnx", "--exporter", "optimum", "--device", "cuda"], "made for the CPU"),
     (["--format", "onnx", "--exporter", "magic"], "magic"),
+    (["--format", "onnx"], "--exporter optimum exports BioGPT"),
 ])
 def test_bad_options_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
     from medlite.cli import cli
@@ -217,7 +218,7 @@ def test_bad_options_are_refused(arguments: list[str], message: str, tmp_path: P
     tiny_export.write_source(tmp_path / "m")
     answer = CliRunner().invoke(cli, ["quantize", str(tmp_path / "m"), *arguments])
     assert answer.exit_code != 0
-    assert message in answer.output + str(answer.exception)
+    assert message in f"{answer.output} {answer.exception} {getattr(answer.exception, 'hint', '')}"
 
 
 def test_the_extra_pins_what_the_hint_names() -> None:

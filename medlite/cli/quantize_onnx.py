@@ -12,6 +12,7 @@ from medlite.cli import print_json
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
+    from quantize.checkpoint import Checkpoint
     from quantize.onnx_plan import FolderPlan
     from quantize.onnx_recipes import OnnxRecipe
     from quantize.to_gguf import WriteSettings
@@ -68,6 +69,7 @@ def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
     block = options.block or DEFAULT_BLOCK
     if options.exporter == "medlite":
         checkpoint = open_checkpoint(folder)
+        refuse_unknown(checkpoint)
         yield [make_onnx_plan(checkpoint, recipe, block=block, device=options.device) for recipe in recipes]
         return
     from quantize.onnx_export_plan import open_source, plan_export
@@ -82,6 +84,18 @@ def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
                    "checkpoint's size in memory", err=True)
     with exported(folder, beside, options.exporter_python) as export:
         yield [plan_export(source, export, recipe, block) for recipe in recipes]
+
+
+def refuse_unknown(checkpoint: "Checkpoint") -> None:
+    """Raise CheckpointError, with the way out, where no table of ours knows the architecture."""
+    from medlite.errors import CheckpointError
+    from quantize.architectures import find_architecture
+
+    try:
+        find_architecture(checkpoint.config)
+    except CheckpointError as error:
+        error.hint = f"{error.hint}; --exporter optimum exports BioGPT, the GPT-2 family and others"
+        raise
 
 
 def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
