@@ -22,6 +22,7 @@ from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError
 DTYPES = ("float32", "bfloat16", "float16")
 WINDOW_REQUESTS = 64             # requests sorted by length together, so that little is padded
 BATCH_TOKENS = 8192              # tokens of one forward pass, padding included
+LEAST_FILL = 0.9                 # a sequence shorter than this share of the batch's longest begins the next batch
 LOGITS_BYTES = 256 << 20         # of float32 logits that one forward pass may return
 SHARED_TOKENS_WORTH_IT = 32      # shorter common beginnings are read again rather than kept apart
 
@@ -53,8 +54,7 @@ class TorchReferenceEngine:
         return self._logits(list(requests))
 
     def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
-        for start in range(0, len(requests), WINDOW_REQUESTS):
-            window = requests[start : start + WINDOW_REQUESTS]
+        for window in windows(requests):
             rows: list[Logits] = [np.empty((0, 0), dtype=np.float32)] * len(window)
             n_shared = shared_prefix([request.tokens for request in window])
             n_shared = n_shared if n_shared >= SHARED_TOKENS_WORTH_IT and len(window) > 1 else 0
@@ -152,6 +152,28 @@ class TorchReferenceEngine:
             raise EngineError("the engine is closed")
 
 
+def windows(requests: Sequence[LogitsRequest]) -> Iterator[list[LogitsRequest]]:
+    """Consecutive requests that are worked on together, at most WINDOW_REQUESTS.
+
+    One whose beginning differs from what all in the window so far begin with (five examples of another subject, another
+    question's options) begins the next window, so that each shared beginning is read once.
+    """
+    window: list[LogitsRequest] = []
+    n_shared = 0
+    for request in requests:
+        if window:
+            both = shared_prefix([window[0].tokens, request.tokens])
+            n_new = both if len(window) == 1 else min(both, n_shared)
+            parts = len(window) > 1 and n_shared >= SHARED_TOKENS_WORTH_IT and n_new < n_shared / 2
+            if parts or len(window) == WINDOW_REQUESTS:
+                yield window
+                window = []
+            n_shared = n_new
+        window.append(request)
+    if window:
+        yield window
+
+
 def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with in common, leaving at least one of each."""
     shortest = min(len(sequence) for sequence in sequences) - 1
@@ -163,14 +185,15 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def batches(window: Sequence[LogitsRequest], n_shared: int, n_vocab: int) -> list[list[int]]:
-    """Indices of `window` in batches of similar length, within BATCH_TOKENS and LOGITS_BYTES."""
+    """Indices of `window` in batches within BATCH_TOKENS and LOGITS_BYTES, of which little is padding (LEAST_FILL)."""
     found: list[list[int]] = []
     n_tokens = n_keep = 0
     for i in sorted(range(len(window)), key=lambda i: -len(window[i].tokens)):
         request = window[i]
         keep = max(n_keep, len(request.tokens) - request.positions[0])
         size = len(found[-1]) + 1 if found else 1
-        if not found or size * n_tokens > BATCH_TOKENS or size * keep * n_vocab * 4 > LOGITS_BYTES:
+        short = len(request.tokens) - n_shared < LEAST_FILL * n_tokens
+        if not found or short or size * n_tokens > BATCH_TOKENS or size * keep * n_vocab * 4 > LOGITS_BYTES:
             found.append([])
             n_tokens, keep = len(request.tokens) - n_shared, len(request.tokens) - request.positions[0]
         n_keep = keep
