@@ -2,11 +2,7 @@
 
 import io
 import json
-import os
-import select
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -334,59 +330,3 @@ def test_thinking_is_folded_and_other_text_is_not() -> None:
                                               ("```\na\n\nb\n```\n\nc", 14), ("\n\n", 0), ("a\n \nb\n\nc", 7)])
 def test_markdown_blocks_are_finished_at_blank_lines_outside_fences(text: str, length: int) -> None:
     assert finished_length(text) == length
-
-
-PROMPT = "›".encode()
-
-
-class Terminal:
-    """A program on a pseudo-terminal. Every wait has an end."""
-
-    def __init__(self, *arguments: str, term: str) -> None:
-        self.parent, child = os.openpty()
-        self.program = subprocess.Popen(
-            [sys.executable, "-m", "medlite", *arguments], stdin=child, stdout=child, stderr=child,
-            env={**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1", "NO_COLOR": "1"})
-        os.close(child)
-        self.unread = b""
-
-    def wait_for(self, text: bytes) -> bytes:
-        """What is shown up to and including `text`; with b"", up to the program's end."""
-        seen, self.unread = self.unread, b""
-        while not text or text not in seen:
-            if not select.select([self.parent], [], [], 30)[0]:
-                raise AssertionError(f"{text!r} did not come within 30 s after {seen!r}")
-            try:
-                piece = os.read(self.parent, 4096)
-            except OSError:  # Linux reports the closed other side as EIO
-                piece = b""
-            if not piece:
-                break
-            seen += piece
-        end = seen.find(text) + len(text) if text else len(seen)
-        self.unread = seen[end:]
-        return seen[:end]
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.parent, keys)
-
-    def close(self) -> None:
-        self.program.kill()
-        self.program.wait()
-        os.close(self.parent)
-
-
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
-def test_the_program_runs_in_a_real_terminal_and_ctrl_d_leaves(tiny: Path, term: str) -> None:
-    terminal = Terminal("chat", str(tiny), "--threads", "1", "--max-tokens", "4", term=term)
-    try:
-        assert b"Not a medical device" in terminal.wait_for(PROMPT)
-        terminal.type(b"the patient\r")
-        terminal.wait_for(b"cut after --max-tokens 4")
-        terminal.wait_for(PROMPT)  # a Ctrl-D typed before the prompt stands is lost in the terminal's own line mode
-        terminal.type(b"\x04")
-        terminal.wait_for(b"")
-        assert terminal.program.wait(30) == 0
-    finally:
-        terminal.close()

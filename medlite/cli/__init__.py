@@ -63,12 +63,13 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a MedliteError becomes two lines on stderr and exit code 1, Ctrl-C exit code 130."""
     logging.getLogger("gguf").setLevel(logging.ERROR)  # its guesses are checked by our own tokenizer gate
+    color = False if os.environ.get("NO_COLOR") else None  # https://no-color.org; rich minds it itself
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, color=color)
     except MedliteError as error:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True, color=color)
         if error.hint:
-            click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+            click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True, color=color)
         sys.exit(1)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
