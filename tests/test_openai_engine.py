@@ -1,7 +1,9 @@
 """The openai engine against a real server on localhost in every dialect: equal to the engine behind it, or refused."""
 
 import os
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from bench.server import facts_of_server, score_on_server, template_of_server
 from bench.task import Prompt
 from bench.tasks import find_task
 from bench.worker import open_server
-from medlite.engines.http_json import KEY_VARIABLE, WAITS_SECONDS, parse_address
+from medlite.engines.http_json import KEY_VARIABLE, WAITS_SECONDS, JsonClient, parse_address
 from medlite.engines.openai import OpenAIEngine, open_openai
 from medlite.errors import EngineError, ServerError, TaskError
 
@@ -255,6 +257,26 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
         open_openai(parse_address(url))
 
 
+def test_a_server_that_never_answers_is_given_up_after_its_timeouts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = parse_address(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        waits: list[float] = []
+        client = JsonClient(address, timeout_seconds=0.02, sleep=waits.append)
+        with pytest.raises(ServerError, match="gave up after 7 tries: TimeoutError"):
+            client.get("/v1/models")
+        client.close()
+    assert waits == list(WAITS_SECONDS)
+
+
+def test_a_connection_that_the_server_closed_between_requests_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(toy(), "vllm") as server:
+        monkeypatch.setattr(server.RequestHandlerClass, "timeout", 0.05)
+        engine = opened(server)
+        time.sleep(0.2)
+        assert engine.tokenize("ab", add_bos=False) == [97, 98]
+        engine.close()
+
+
 GARBAGE = {
     "no list of models": ("/v1/models", {"data": "toy"}), "no JSON object": ("/v1/models", [1]),
     "tells no log-probabilities: the server's reply is no completion": ("/v1/completions", {"choices": []}),
@@ -324,8 +346,6 @@ def test_llama_server_answers_as_the_engine_in_this_process(tmp_path: Path) -> N
 
 def open_until_ready(port: int) -> OpenAIEngine:
     """The server, once it listens; its 503 while it loads is waited for by the client itself."""
-    import time
-
     for _ in range(100):
         try:
             return open_openai(parse_address(f"http://127.0.0.1:{port}"))
