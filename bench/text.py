@@ -89,7 +89,9 @@ def read_text(path: Path) -> tuple[str, str]:
     try:
         raw = path.read_bytes()
         return raw.decode("utf-8").removesuffix("\n"), hashlib.sha256(raw).hexdigest()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise TaskError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
