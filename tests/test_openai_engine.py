@@ -277,6 +277,16 @@ def test_a_connection_that_the_server_closed_between_requests_is_opened_anew(mon
         engine.close()
 
 
+def test_a_server_that_restarts_in_the_middle_is_waited_for() -> None:
+    waits: list[float] = []
+    with serving(toy(), "vllm") as server:
+        engine = opened(server, waits=waits)
+    with pytest.raises(ServerError, match="gave up after 7 tries: ConnectionRefusedError"):
+        engine.tokenize("ab")
+    engine.close()
+    assert waits == list(WAITS_SECONDS)
+
+
 GARBAGE = {
     "no list of models": ("/v1/models", {"data": "toy"}), "no JSON object": ("/v1/models", [1]),
     "tells no log-probabilities: the server's reply is no completion": ("/v1/completions", {"choices": []}),

@@ -92,6 +92,7 @@ class JsonClient:
         self._key = os.environ.get(KEY_VARIABLE, "")
         if not self._key.isprintable() or not self._key.isascii():
             raise ServerError(f"{KEY_VARIABLE} holds characters that no header may hold")
+        self._was_reached = False   # until then a refused connection is a wrong address, afterwards a restart
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
 
@@ -113,11 +114,12 @@ class JsonClient:
                 reply, asked_wait = self._once(method, path, body)
             except (OSError, http.client.HTTPException) as error:
                 trouble = f"{type(error).__name__}: {error}".rstrip(": ")
-                if isinstance(error, ConnectionRefusedError | socket.gaierror):
+                if isinstance(error, ConnectionRefusedError | socket.gaierror) and not self._was_reached:
                     raise ServerError(f"{self.address.text} cannot be reached: {trouble}",
                                       hint="is the server running, and is this its address?") from error
                 asked_wait = 0.0
             else:
+                self._was_reached = True
                 if reply.status not in BUSY:
                     return self._checked(reply, path)
                 trouble = reply.reason
