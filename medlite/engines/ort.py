@@ -311,7 +311,8 @@ def choose_context(facts: OnnxFacts, n_bytes: int, wanted: int | None, free_byte
         raise EngineError(f"a context of {wanted} tokens, the model was trained for {trained}",
                           hint=f"--context {trained}")
     weights = int(n_bytes * MEMORY_FACTORS.get(facts.recipe, DEFAULT_MEMORY_FACTOR))
-    per_token = facts.kv_bytes_per_token() * (1 if facts.shared_cache else 2)     # a growing cache is copied as it grows
+    # A growing cache is copied as it grows: the old one and the new one stand side by side.
+    per_token = facts.kv_bytes_per_token() * (1 if facts.shared_cache else 2)
     spare = free_bytes - RESERVE_BYTES - weights
     smallest = wanted or min(trained, SMALLEST_CONTEXT)
     if smallest * per_token > spare:
