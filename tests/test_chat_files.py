@@ -25,6 +25,7 @@ from medlite.cli.chat import _talk, kept_history, show_banner
 from medlite.cli.chat_commands import ChatState, run_command
 from medlite.cli.chat_input import NO_HISTORY, default_history, prepare_history
 from medlite.cli.chat_loss import Loss, find_losses, loss_line, signed
+from medlite.cli.chat_screen import Drawing
 from medlite.engines.engine import GenerationSettings
 from medlite.files import file_sha256
 
@@ -56,7 +57,7 @@ def shown(state: ChatState) -> str:
 def type_into(state: ChatState, keys: str, history: Path | None = None) -> None:
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text(keys)
-        _talk(state, history, shade=False)
+        _talk(state, history, Drawing())
 
 
 # --- typed lines -----------------------------------------------------------------------------------------------------

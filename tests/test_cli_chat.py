@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from medlite.chat.template import ChatTemplate
 from medlite.cli.chat import _talk
 from medlite.cli.chat import command as chat
 from medlite.cli.chat_commands import COMMANDS, ChatState, run_command
-from medlite.cli.chat_screen import finished_length, fold_thinking, printable, shade_of, show_reply
+from medlite.cli.chat_screen import Drawing, finished_length, fold_thinking, printable, shade_of, show_reply
 from medlite.cli.generate import command as generate
 from medlite.engines.engine import GeneratedToken, OnPrompt
 from medlite.errors import MedliteError
@@ -239,7 +240,7 @@ def type_into(state: ChatState, keys: str, *, shade: bool = False) -> str:
     """What the screen shows after `keys` were typed into the chat."""
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text(keys)
-        _talk(state, None, shade=shade)
+        _talk(state, None, Drawing(shade=shade))
     return shown(state)
 
 
@@ -302,7 +303,7 @@ def test_a_long_prompt_tells_how_far_it_is_read() -> None:
         yield from steps("Yes", ".")
 
     for shade in (False, True):
-        show_reply(console, begin, shade=shade)
+        show_reply(console, begin, Drawing(shade=shade))
         assert isinstance(console.file, io.StringIO)
         screen = console.file.getvalue()
         assert "reading 1,024 of 4,096 tokens" in screen
@@ -314,6 +315,21 @@ def test_thoughts_that_the_template_opened_are_folded_too() -> None:
     console = Console(file=io.StringIO())
     assert "".join(fold_thinking(steps("hm", "</think>", "Yes."), console, inside=True)) == "Yes."
     assert "".join(fold_thinking(steps("hm"), console, inside=True)) == "*(still thinking after 1 tokens)*"
+
+
+def test_thoughts_are_shown_to_those_who_ask() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    show_reply(console, lambda _: steps("<think>", "\nhm\n\n", "</think>\n\n", "Yes."), Drawing(fold=False))
+    assert isinstance(console.file, io.StringIO)
+    assert re.search(r"<think>\s+hm", console.file.getvalue())
+
+
+def test_what_looks_like_html_is_not_left_out() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    show_reply(console, lambda _: steps("Take <drug> daily.\n\n<b>Not</b> two.\n\n", "<div>\nthird"), Drawing())
+    assert isinstance(console.file, io.StringIO)
+    for text in ("Take <drug> daily.", "<b>Not</b> two.", "<div>"):
+        assert text in console.file.getvalue()
 
 
 def test_thinking_is_folded_and_other_text_is_not() -> None:

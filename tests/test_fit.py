@@ -156,7 +156,10 @@ def test_memory_of_a_loaded_model_is_predicted_and_the_error_kept(tmp_path: Path
     again = Measured(**{**vars(measured), "measured_peak_bytes": 1})
     fit.remember(again)
     assert fit.read_history() == [again]
-    assert "past error here, 1 file: memory -100 to -100 %" in fit_cli.past_error(fit.read_history())
+    assert "past error here, 1 file: memory -100 to -100 %" in fit_cli.past_error(fit.read_history(), 1)
+    fit.remember(Measured(**{**vars(measured), "n_threads": 2}))
+    assert "1 file: memory -100 to -100 %" in fit_cli.past_error(fit.read_history(), 1)
+    assert "2 files: memory -100 to" in fit_cli.past_error(fit.read_history(), 16)
 
 
 @pytest.mark.parametrize(("text", "n_bytes"), [("16GB", 16 * GB), ("16 gb", 16 * GB), ("1.5G", 3 * GB // 2),

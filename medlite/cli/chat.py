@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from medlite.cli.chat_commands import ChatState
+    from medlite.cli.chat_screen import Drawing
 
 
 @click.command(epilog="""\b
@@ -28,6 +29,7 @@ Nothing is written unless you /save it. No medical device, not for diagnosis."""
 @click.argument("model", default="demo")
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the conversation.")
 @click.option("--confidence", is_flag=True, help="Shade the tokens that the model was unsure of.")
+@click.option("--thinking", "shows_thinking", is_flag=True, help="Show <think> blocks instead of folding them.")
 @click.option("--history/--no-history", "keeps_history", default=True,
               help="Keep the lines you type, readable by you only, for the arrow keys of the next chat. Default: yes; "
                    "MEDLITE_NO_HISTORY=1 says no.")
@@ -36,8 +38,8 @@ Nothing is written unless you /save it. No medical device, not for diagnosis."""
 @click.option("--json", "as_json", is_flag=True, help="Read lines from stdin, print one JSON object per reply.")
 @sampling_options
 @model_options
-def command(model: str, system: str, confidence: bool, keeps_history: bool, session_path: str | None,
-            as_json: bool, **options: Any) -> None:
+def command(model: str, system: str, confidence: bool, shows_thinking: bool, keeps_history: bool,
+            session_path: str | None, as_json: bool, **options: Any) -> None:
     """Talk with MODEL, offline.
 
     MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
@@ -45,7 +47,9 @@ def command(model: str, system: str, confidence: bool, keeps_history: bool, sess
     from medlite.cli import display
     from medlite.cli.chat_commands import ChatState, load_session
     from medlite.cli.chat_loss import find_losses
+    from medlite.cli.chat_screen import Drawing
 
+    drawing = Drawing(shade=confidence, fold=not shows_thinking)
     settings = sampling_settings(options)
     interactive = sys.stdin.isatty() and not as_json
     loaded = load_shown(model, quiet=as_json, **options)
@@ -62,9 +66,9 @@ def command(model: str, system: str, confidence: bool, keeps_history: bool, sess
         if session_path:
             load_session(state, Path(session_path))
         if interactive:
-            _talk(state, history, shade=confidence)
+            _talk(state, history, drawing)
         else:
-            _answer_lines(state, as_json=as_json, shade=confidence)
+            _answer_lines(state, drawing, as_json=as_json)
     finally:
         state.loaded.close()
 
@@ -96,7 +100,7 @@ def show_banner(state: "ChatState", history: Path | None) -> None:
 # --- over a pipe -----------------------------------------------------------------------------------------------------
 
 
-def _answer_lines(state: "ChatState", *, as_json: bool, shade: bool) -> None:
+def _answer_lines(state: "ChatState", drawing: "Drawing", *, as_json: bool) -> None:
     """Each line of stdin is a turn, or a command if it begins with /. One that fails is said, and the next is read.
 
     Ends with code 1 if any failed.
@@ -108,7 +112,7 @@ def _answer_lines(state: "ChatState", *, as_json: bool, shade: bool) -> None:
             click.echo("warning: stdin is not valid UTF-8; the bad bytes were replaced", err=True)
         try:
             if text:
-                _answer_line(state, text, as_json=as_json, shade=shade)
+                _answer_line(state, text, drawing, as_json=as_json)
         except MedliteError as error:
             failed = True
             if as_json:
@@ -121,7 +125,7 @@ def _answer_lines(state: "ChatState", *, as_json: bool, shade: bool) -> None:
         sys.exit(1)
 
 
-def _answer_line(state: "ChatState", text: str, *, as_json: bool, shade: bool) -> None:
+def _answer_line(state: "ChatState", text: str, drawing: "Drawing", *, as_json: bool) -> None:
     from medlite.cli.chat_commands import run_command
 
     if text.startswith("/"):
@@ -132,7 +136,7 @@ def _answer_line(state: "ChatState", text: str, *, as_json: bool, shade: bool) -
     elif text:
         from medlite.cli.display import stdout
 
-        _reply(state, text, stdout, shade=shade)
+        _reply(state, text, stdout, drawing)
 
 
 def _print_turn(state: "ChatState", text: str) -> None:
@@ -150,7 +154,7 @@ def _print_turn(state: "ChatState", text: str) -> None:
 # --- in a terminal ---------------------------------------------------------------------------------------------------
 
 
-def _talk(state: "ChatState", history: Path | None, *, shade: bool) -> None:
+def _talk(state: "ChatState", history: Path | None, drawing: "Drawing") -> None:
     """Ask and answer until the user leaves. An error ends a reply, never the chat."""
     from medlite.cli.chat_commands import run_command
     from medlite.cli.chat_input import Asker
@@ -176,7 +180,7 @@ def _talk(state: "ChatState", history: Path | None, *, shade: bool) -> None:
             if text.startswith("/") and "\n" not in text:
                 run_command(state, text)
             elif _make_room(state, text):
-                _reply(state, text, state.console, shade=shade)
+                _reply(state, text, state.console, drawing)
                 state.console.print()
         except MedliteError as error:
             state.console.print(f"[red]error:[/red] {_plain(str(error))}")
@@ -223,7 +227,7 @@ def _make_room(state: "ChatState", text: str) -> bool:
     return True
 
 
-def _reply(state: "ChatState", text: str, console: "Console", *, shade: bool) -> None:
+def _reply(state: "ChatState", text: str, console: "Console", drawing: "Drawing") -> None:
     """Stream the reply to `text` onto `console`; Ctrl-C stops it and keeps what came."""
     from medlite.cli.chat_screen import show_reply
 
@@ -232,7 +236,7 @@ def _reply(state: "ChatState", text: str, console: "Console", *, shade: bool) ->
     n_turns = len(conversation.turns)
     inside = conversation.template is not None and conversation.template.starts_thinking
     try:
-        show_reply(console, partial(conversation.reply, text), shade=shade, inside_thinking=inside)
+        show_reply(console, partial(conversation.reply, text), drawing, inside_thinking=inside)
     except KeyboardInterrupt:
         begun = len(conversation.turns) > n_turns
         state.say("stopped" if begun else "stopped before the reply began; /retry asks again")

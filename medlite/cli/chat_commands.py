@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +13,7 @@ from medlite.chat import LoadedModel
 from medlite.chat.conversation import Conversation
 from medlite.chat.session import state_path, write_private
 from medlite.cli.chat_loss import loss_line
-from medlite.cli.chat_screen import printable, status_line
+from medlite.cli.chat_screen import as_markdown, printable, status_line
 from medlite.errors import MedliteError, OutputError
 from medlite.files import format_bytes
 
@@ -232,7 +231,7 @@ def _drop(state: ChatState, argument: str) -> None:
 def _show(state: ChatState, _: str) -> None:
     for turn in state.conversation.turns:
         state.console.print(Text(f"› {printable(turn.user)}", style="bold"))
-        state.console.print(Markdown(printable(turn.reply)))
+        state.console.print(as_markdown(printable(turn.reply)))
 
 
 def _quit(state: ChatState, _: str) -> None:

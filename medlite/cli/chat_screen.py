@@ -61,6 +61,16 @@ def quiet_keys() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
+def as_markdown(text: str) -> Markdown:
+    """`text` to draw. What looks like HTML is drawn as it stands; rich would leave it out without a word."""
+    from markdown_it import MarkdownIt
+
+    drawn = Markdown(text)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").enable("table")
+    drawn.parsed = parser.parse(text)
+    return drawn
+
+
 class Tail:
     """The end of a Markdown text, cropped to the screen's height: a live display must not scroll."""
 
@@ -68,7 +78,7 @@ class Tail:
         self.text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(Markdown(self.text), options.update(height=None), pad=False)
+        lines = console.render_lines(as_markdown(self.text), options.update(height=None), pad=False)
         for line in lines[-max(1, console.size.height - 2):]:
             yield from line
             yield Segment.line()
@@ -100,7 +110,7 @@ class MarkdownStream:
         if n_finished:
             block, self._rest = self._rest[:n_finished], self._rest[n_finished:]
             self._live.update(Text(), refresh=True)
-            self.console.print(Markdown(block))
+            self.console.print(as_markdown(block))
             self.console.print()
         now = time.monotonic()
         if n_finished or now - self._drawn >= REFRESH_SECONDS:
@@ -111,7 +121,7 @@ class MarkdownStream:
         self._live.update(Text(), refresh=True)
         self._live.stop()
         if self._rest.strip():
-            self.console.print(Markdown(self._rest))
+            self.console.print(as_markdown(self._rest))
 
 
 def finished_length(text: str) -> int:
@@ -136,19 +146,31 @@ def reading_line(n_read: int, n_total: int) -> Text:
     return Text(f"reading {n_read:,} of {n_total:,} tokens" if n_read < n_total else "…", style="dim")
 
 
-def show_reply(console: Console, begin: "Begin", *, shade: bool, inside_thinking: bool = False) -> None:
-    """Draw a reply as it comes. shade: colour tokens by their probability instead of Markdown."""
+@dataclass(frozen=True)
+class Drawing:
+    """How replies are drawn. shade: tokens in the colour of their probability instead of Markdown. fold: a <think>
+    block as one line.
+    """
+
+    shade: bool = False
+    fold: bool = True
+
+
+def show_reply(console: Console, begin: "Begin", drawing: Drawing, *, inside_thinking: bool = False) -> None:
+    """Draw a reply as it comes. inside_thinking: the template has opened a <think> block already."""
     if not console.is_terminal or console.is_dumb_terminal:
         for step in begin(lambda n_read, n_total: None):
             console.file.write(printable(step.text) if console.is_terminal else step.text)
             console.file.flush()
         console.file.write("\n")
-    elif shade:
+    elif drawing.shade:
         with quiet_keys():
             show_shaded(console, begin)
     else:
         with quiet_keys(), MarkdownStream(console) as stream:
-            for text in fold_thinking(begin(stream.on_prompt), console, inside=inside_thinking):
+            steps = begin(stream.on_prompt)
+            for text in (fold_thinking(steps, console, inside=inside_thinking) if drawing.fold else
+                         (step.text for step in steps)):
                 stream.push(printable(text))
 
 

@@ -252,14 +252,14 @@ def speed_text(tokens_per_second: float | None) -> str:
     return f"{tokens_per_second:.1f}" if tokens_per_second < 10 else f"{tokens_per_second:,.0f}"
 
 
-def past_error(history: "list[Measured]") -> str:
-    """How far predictions were off on this machine, in a sentence."""
+def past_error(history: "list[Measured]", n_threads: int) -> str:
+    """How far predictions were off on this machine, in a sentence; with as many threads where that was measured."""
     if not history:
         return "not compared with a load on this machine yet: python -m medlite.measure_fit FILE.gguf"
-    memory = [row.memory_error for row in history]
-    speed = [row.speed_error for row in history]
-    files = "file" if len(history) == 1 else "files"
-    return (f"past error here, {len(history)} {files}: memory {100 * min(memory):+.0f} to {100 * max(memory):+.0f} %, "
+    rows = [row for row in history if row.n_threads == n_threads] or history
+    memory, speed = [row.memory_error for row in rows], [row.speed_error for row in rows]
+    files = "1 file" if len(rows) == 1 else f"{len(rows)} files"
+    return (f"past error here, {files}: memory {100 * min(memory):+.0f} to {100 * max(memory):+.0f} %, "
             f"decode {100 * min(speed):+.0f} to {100 * max(speed):+.0f} %")
 
 
@@ -331,7 +331,7 @@ def show(candidates: list[Candidate], machine: Machine, context: int, kv_type: s
                      "reading speed per type; prefill is not predicted", style="dim", soft_wrap=True)
         if any(c.tokens_per_second is None for c in candidates):
             stdout.print("·: not measured yet; run again", style="dim")
-        stdout.print(past_error(read_history()), style="dim", soft_wrap=True)
+        stdout.print(past_error(read_history(), machine.n_threads), style="dim", soft_wrap=True)
 
 
 def as_data(model: str, candidates: list[Candidate], machine: Machine, context: int, kv_type: str,
