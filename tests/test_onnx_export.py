@@ -159,6 +159,28 @@ def test_verify_finds_a_changed_byte_and_another_source(home: Path, tmp_path: Pa
     assert not verify_onnx(folder).ok
 
 
+def test_the_command_makes_a_folder_that_generates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a relative path, with a program in Optimum's place that writes the tiny export where it is told to."""
+    from medlite.cli import cli
+
+    tiny_export.write_source(tmp_path / "m")
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n"
+                       f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+                       "from tiny_export import write_export\nwrite_export(Path(sys.argv[3]))\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEDLITE_CACHE", str(tmp_path / "cache"))
+    command = ["quantize", "m", "--format", "onnx", "--exporter", "optimum", "--exporter-python", "./python"]
+    dry = CliRunner().invoke(cli, [*command, "--dry-run"], catch_exceptions=False)
+    assert "m-q4m-onnx" in dry.output
+    assert not (tmp_path / "m-q4m-onnx").exists()
+    CliRunner().invoke(cli, [*command, "--recipe", "q8", "--json"], catch_exceptions=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "m", "m-q8-onnx", "python"]
+    answer = CliRunner().invoke(cli, ["generate", "m-q8-onnx", "hello", "--max-tokens", "3", "--raw"])
+    assert answer.exit_code == 0, answer.output
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

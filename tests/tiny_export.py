@@ -57,7 +57,7 @@ def write_export(folder: Path, *, external: bool = False) -> Path:
     import onnx
 
     helper, kind = onnx.helper, onnx.TensorProto
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     constants = {"flat_shape": [-1, HIDDEN], "qkv_width": [3 * HIDDEN], "heads_shape": [0, 0, N_HEAD, WIDTH],
                  "joined_shape": [0, 0, HIDDEN], "outer": [1, 3], "zero": 0, "one": 1}
     made = [onnx.numpy_helper.from_array(np.asarray(value, np.int64), name) for name, value in constants.items()]
