@@ -5,9 +5,10 @@ and left out here.
 """
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -38,6 +39,7 @@ class FakeServer(ThreadingHTTPServer):
         self.seen: list[tuple[str, Any]] = []
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
 
     @property
     def url(self) -> str:
@@ -127,6 +129,10 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16  # head and body in one packet, or every reply waits 40 ms for an acknowledgement
     server: FakeServer
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.append(self.connection)
+
     def do_GET(self) -> None:
         self.respond(None)
 
@@ -168,3 +174,6 @@ def serving(engine: Engine, dialect: str, **options: Any) -> Iterator[FakeServer
         server.shutdown()
         thread.join()
         server.server_close()
+        for connection in server.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
