@@ -19,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--tokens", type=int, default=N_DECODE)
+    parser.add_argument("--prompt-tokens", type=int, default=N_PROMPT)
+    parser.add_argument("--tokens", type=int, default=N_DECODE, help="to write in one measurement; fewer find a quiet "
+                        "moment more easily")
     options = parser.parse_args()
     if options.child:
         print(seconds_to_first_token(options.file, options.threads))
@@ -63,7 +66,8 @@ def main() -> None:
     with closing(open_engine(options.file, engine="llamacpp", device="cpu", n_threads=options.threads)) as engine:
         print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
         if options.llama_bench:
-            against_llama_bench(engine, options.file, options.llama_bench, options.rounds, options.repeat)
+            against_llama_bench(engine, LlamaBench(options.llama_bench, options.file, options.threads, options.repeat,
+                                                   options.prompt_tokens, options.tokens), options.rounds)
         if options.draft:
             texts = options.prompts.read_text("utf-8").splitlines() if options.prompts else REPEATING
             with_and_without_draft(engine, options.draft, [t.replace("\\n", "\n") for t in texts if t.strip()],
@@ -73,22 +77,45 @@ def main() -> None:
 # --- against llama-bench ---------------------------------------------------------------------------------------------
 
 
-def against_llama_bench(engine: Engine, path: Path, program: Path, n_rounds: int, n_repeat: int) -> None:
+@dataclass(frozen=True)
+class LlamaBench:
+    """What llama-bench is asked, and the engine alike: n_repeat times n_prompt tokens to read and n_decode to write."""
+
+    program: Path
+    path: Path
+    n_threads: int
+    n_repeat: int
+    n_prompt: int
+    n_decode: int
+
+    def run(self) -> tuple[list[float], list[float]]:
+        """Tokens per second of each repetition, reading and writing. Raises EngineError if it fails."""
+        command = [str(self.program), "-m", str(self.path), "-p", str(self.n_prompt), "-n", str(self.n_decode), "-r",
+                   str(self.n_repeat), "-t", str(self.n_threads), "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_SECONDS, check=False)
+        if done.returncode:
+            raise EngineError(f"{self.program}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+        rows = {("prefill" if row["n_gen"] == 0 else "decode"): row["samples_ts"] for row in json.loads(done.stdout)}
+        return rows["prefill"], rows["decode"]
+
+
+def against_llama_bench(engine: Engine, bench: LlamaBench, n_rounds: int) -> None:
     """Print tokens per second of both and their ratio, for reading a prompt and for writing."""
-    n_prompt = min(N_PROMPT, engine.info.n_context - 1)
+    bench = replace(bench, n_prompt=min(bench.n_prompt, engine.info.n_context - 1))
     settle(engine)
-    ours: list[tuple[float, float]] = []
-    theirs: list[tuple[float, float]] = []
+    ours: list[tuple[list[float], list[float]]] = []
+    theirs: list[tuple[list[float], list[float]]] = []
     for number in range(n_rounds):
-        turns: list[Callable[[], None]] = [
-            lambda seed=number: ours.append((prefill_speed(engine, n_prompt, n_repeat, seed),      # type: ignore[misc]
-                                             decode_speed(engine, n_repeat, seed))),
-            lambda: theirs.append(llama_bench(program, path, n_prompt, engine.info.n_threads, n_repeat))]
-        for turn in turns if number % 2 == 0 else reversed(turns):
-            turn()
-    for i, name in enumerate((f"prefill {n_prompt}", f"decode {N_DECODE}")):
-        ratios = [a[i] / b[i] for a, b in zip(ours, theirs, strict=True)]
-        best, their_best = max(a[i] for a in ours), max(b[i] for b in theirs)
+        for turn in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
+            if turn == "theirs":
+                theirs.append(bench.run())
+            else:
+                seeds = [number * bench.n_repeat + i for i in range(bench.n_repeat)]
+                ours.append(([prefill_speed(engine, bench.n_prompt, seed) for seed in seeds],
+                             [decode_speed(engine, bench.n_decode, seed) for seed in seeds]))
+    for i, name in enumerate((f"prefill {bench.n_prompt}", f"decode {bench.n_decode}")):
+        ratios = [statistics.median(a[i]) / statistics.median(b[i]) for a, b in zip(ours, theirs, strict=True)]
+        best, their_best = max(max(a[i]) for a in ours), max(max(b[i]) for b in theirs)
         print(f"{name}: medlite {best:.1f} tokens/s at best, llama-bench {their_best:.1f}, ratio "
               f"{best / their_best:.3f}; of {n_rounds} rounds: median ratio {statistics.median(ratios):.3f}, "
               f"{min(ratios):.3f} to {max(ratios):.3f}", flush=True)
@@ -103,42 +130,25 @@ def random_prompt(engine: Engine, n_tokens: int, seed: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, engine.info.n_vocab, n_tokens)]
 
 
-def prefill_speed(engine: Engine, n_prompt: int, n_repeat: int, seed: int) -> float:
-    """Tokens per second of reading a prompt up to its first token, the median of n_repeat."""
-    seconds = []
-    for i in range(n_repeat):
-        prompt = random_prompt(engine, n_prompt, 1000 * seed + i)
-        begin = time.perf_counter()
-        list(engine.generate(prompt, GenerationSettings(max_tokens=1)))
-        seconds.append(time.perf_counter() - begin)
-    return n_prompt / statistics.median(seconds)
+def prefill_speed(engine: Engine, n_prompt: int, seed: int) -> float:
+    """Tokens per second of reading a prompt up to its first token."""
+    prompt = random_prompt(engine, n_prompt, seed)
+    begin = time.perf_counter()
+    list(engine.generate(prompt, GenerationSettings(max_tokens=1)))
+    return n_prompt / (time.perf_counter() - begin)
 
 
-def decode_speed(engine: Engine, n_repeat: int, seed: int) -> float:
-    """Tokens per second of writing N_DECODE tokens behind one token, the median of n_repeat; short replies add up."""
-    speeds = []
-    for i in range(n_repeat):
-        n_tokens, seconds, attempt = 0, 0.0, 0
-        while n_tokens < N_DECODE and attempt < N_DECODE:
-            prompt = random_prompt(engine, 1, 100_000 + 1000 * (n_repeat * seed + i) + attempt)
-            times = [time.perf_counter() for _ in engine.generate(
-                prompt, GenerationSettings(max_tokens=N_DECODE + 1 - n_tokens))]
-            n_tokens, seconds, attempt = n_tokens + len(times) - 1, seconds + times[-1] - times[0], attempt + 1
-        if not n_tokens:
-            raise EngineError("the model ends every reply at once: its speed cannot be measured")
-        speeds.append(n_tokens / seconds)
-    return statistics.median(speeds)
-
-
-def llama_bench(program: Path, path: Path, n_prompt: int, n_threads: int, n_repeat: int) -> tuple[float, float]:
-    """Prefill and decode tokens per second by llama-bench, the median of its repetitions."""
-    command = [str(program), "-m", str(path), "-p", str(n_prompt), "-n", str(N_DECODE), "-r", str(n_repeat), "-t",
-               str(n_threads), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_SECONDS, check=False)
-    if done.returncode:
-        raise EngineError(f"{program}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-    rows = {("prefill" if row["n_gen"] == 0 else "decode"): row for row in json.loads(done.stdout)}
-    return statistics.median(rows["prefill"]["samples_ts"]), statistics.median(rows["decode"]["samples_ts"])
+def decode_speed(engine: Engine, n_decode: int, seed: int) -> float:
+    """Tokens per second of writing n_decode tokens behind one token; short replies add up."""
+    n_tokens, seconds, attempt = 0, 0.0, 0
+    while n_tokens < n_decode and attempt < n_decode:
+        prompt = random_prompt(engine, 1, 100_000 + 1000 * seed + attempt)
+        times = [time.perf_counter() for _ in engine.generate(
+            prompt, GenerationSettings(max_tokens=n_decode + 1 - n_tokens))]
+        n_tokens, seconds, attempt = n_tokens + len(times) - 1, seconds + times[-1] - times[0], attempt + 1
+    if not n_tokens:
+        raise EngineError("the model ends every reply at once: its speed cannot be measured")
+    return n_tokens / seconds
 
 
 # --- guessing ahead --------------------------------------------------------------------------------------------------
