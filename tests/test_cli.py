@@ -56,7 +56,7 @@ def check_example(line: str) -> None:
         found = command.get_command(context, words[0])
         assert found is not None, f"{line}: no command {words[0]}"
         command, words = found, words[1:]
-    command.make_parser(click.Context(command)).parse_args(list(words))
+    command.make_parser(click.Context(command, **command.context_settings)).parse_args(list(words))
 
 
 def test_help_imports_nothing_heavy() -> None:
