@@ -169,6 +169,35 @@ def test_without_a_fitting_state_the_conversation_is_read_again_and_the_chat_say
     llama_state.loaded.close()
 
 
+def test_a_state_that_is_no_longer_the_conversations_is_not_kept(llama_state: ChatState, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+
+    def kept() -> bool:
+        run_command(llama_state, f"/save {path} --force")
+        return state_path(path).exists()
+
+    assert not kept()
+    for text in ("the patient takes metformin", "what class of drug", "and"):
+        ask(llama_state, text)
+    assert kept()
+    run_command(llama_state, "/undo")
+    assert kept()
+    run_command(llama_state, "/drop 1")
+    assert not kept()
+    ask(llama_state, "and")
+    assert kept()
+    run_command(llama_state, "/system Be brief.")
+    assert not kept()
+    run_command(llama_state, "/system -")
+    run_command(llama_state, f"/load {path}")
+    assert not kept()
+    ask(llama_state, "and")
+    assert kept()
+    run_command(llama_state, f"/load {path}")
+    assert kept()
+    llama_state.loaded.close()
+
+
 def test_an_engine_without_a_state_saves_the_conversation_alone(tiny: Path, tmp_path: Path) -> None:
     state = toy_state(tiny)
     ask(state, "Hi")

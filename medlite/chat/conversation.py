@@ -55,6 +55,7 @@ class Conversation:
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     turns: list[Turn] = field(default_factory=list)
     last: ReplyStatistics = field(default_factory=ReplyStatistics)
+    read: list[int] = field(default_factory=list, repr=False)   # the prompt that the engine read last
 
     # --- the prompt --------------------------------------------------------------------------------------------------
 
@@ -117,6 +118,7 @@ class Conversation:
 
     def _stream(self, text: str, tokens: list[int], on_prompt: OnPrompt | None) -> Iterator[GeneratedToken]:
         self.last = statistics = ReplyStatistics(n_prompt_tokens=len(tokens))
+        self.read = tokens
         pieces: list[str] = []
 
         def heard(n_read: int, n_total: int) -> None:
@@ -170,12 +172,21 @@ class Conversation:
         session = SavedSession(self.engine.info.model_name, self.system, self.settings.temperature, tuple(self.turns))
         write_session(path, session, force=force)
         state_path(path).unlink(missing_ok=True)
-        if not isinstance(self.engine, KeepsState) or not self.turns:
+        if not isinstance(self.engine, KeepsState) or not self._holds_the_conversation():
             return 0
         try:
             return self.engine.save_state(state_path(path))
         except MedliteError:  # nothing was read yet, or the disk is full: the conversation itself is saved
             return 0
+
+    def _holds_the_conversation(self) -> bool:
+        """Whether what the engine read last is how this conversation begins, or the other way round.
+
+        It is not after turns were dropped or the system text changed, until the next reply.
+        """
+        now = self.prompt_tokens(None)
+        n = min(len(now), len(self.read))
+        return n > 0 and now[:n] == self.read[:n]
 
     def load(self, path: Path) -> tuple[SavedSession, RestoredState]:
         """Replace turns, system text and temperature by those of a saved file; what it held, and what came back.
@@ -185,7 +196,9 @@ class Conversation:
         session = read_session(path)
         self.turns, self.system = list(session.turns), session.system
         self.set_temperature(session.temperature)
-        return session, self._restore(state_path(path))
+        restored = self._restore(state_path(path))
+        self.read = self.prompt_tokens(None) if restored.n_tokens else []
+        return session, restored
 
     def _restore(self, path: Path) -> RestoredState:
         """Bring the engine to where it was when the conversation was saved, where it can."""

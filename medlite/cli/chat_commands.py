@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from medlite.cli.chat_loss import Loss
 
 MAX_TEMPERATURE = 10.0
+END_OF_TURN_TOKENS = 8           # a template may write so many behind a reply, which the engine has not read
 
 
 class ChatError(MedliteError):
@@ -189,8 +190,13 @@ def load_session(state: ChatState, path: Path) -> None:
     session, restored = state.conversation.load(path)
     state.saved, state.unsent = True, ""
     other = "" if session.model == state.loaded.engine.info.model_name else f", which were held with {session.model}"
-    again = ("restored, nothing is read again" if restored.n_tokens else
-             f"the next question reads it again ({restored.reason})")
+    used = state.conversation.context_used()
+    if not restored.n_tokens:
+        again = f"the next question reads it again ({restored.reason})"
+    elif restored.n_tokens + END_OF_TURN_TOKENS >= used:
+        again = "restored, nothing is read again"
+    else:
+        again = f"restored {restored.n_tokens:,} of {used:,} tokens, the next question reads the rest"
     state.say(f"loaded {turns_text(len(session.turns))}{other}; {again}")
 
 
