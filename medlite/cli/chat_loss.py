@@ -82,7 +82,7 @@ def record_files(artifact_path: Path) -> Iterator[Path]:
     """Files that may be records of the artifact."""
     from medlite.files import cache_folder
 
-    folder = artifact_path.resolve().parent if artifact_path.is_symlink() else artifact_path.parent
+    folder = artifact_path.parent
     places = (folder.glob("*.jsonl"), folder.glob("*/*.jsonl"), (cache_folder() / "runs").glob("**/*.jsonl"))
     yield from islice((path for place in places for path in place), MAX_FILES)
 
