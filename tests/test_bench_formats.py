@@ -1,29 +1,25 @@
 """A GGUF file and an ONNX folder of one checkpoint, each on its own runtime, in one report."""
 
-import contextlib
-import io
 import json
+import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from medlite.cli import main
 from medlite.demo import checkpoint_path
 
 pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parents[1]
 
 
 def medlite(folder: Path, command: str) -> str:
     """What `command` prints, run in `folder`; it must succeed."""
-    out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-        patch.chdir(folder)
-        patch.setenv("MEDLITE_CACHE", str(folder / "cache"))
-        patch.setattr(sys, "argv", ["medlite", *shlex.split(command)])
-        main()
-    return out.getvalue()
+    environment = {**os.environ, "MEDLITE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "medlite", *shlex.split(command)], cwd=folder, env=environment,
+                          stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
