@@ -118,9 +118,9 @@ def test_generation_is_greedy_and_reads_a_prefix_once(exact: ort.OrtEngine, monk
 def test_matrices_get_their_bits_and_equal_ones_are_stored_once(home: Path) -> None:
     stored = {tensor.name: tensor.storage.name for tensor in plan_of(home, "q4m").tensors}
     assert stored == {
-        "transformer.wte.weight": "int8 b32", "transformer.h.0.attn.c_attn.weight": "int4 b32 zp",
-        "transformer.h.0.attn.out_proj.weight": "int4 b32 zp", "transformer.h.0.fc1.weight": "int4 b32 zp",
-        "transformer.h.0.fc2.weight": "int8 b32", "wpe": "float32", "bias": "float32"}
+        "transformer.wte.weight": "int8 b32", "transformer.h.1.attn.c_attn.weight": "int4 b32 zp",
+        "transformer.h.1.attn.out_proj.weight": "int4 b32 zp", "transformer.h.1.fc1.weight": "int4 b32 zp",
+        "transformer.h.1.fc2.weight": "int8 b32", "wpe": "float32", "bias": "float32"}
     wanted = tiny_export.weights()
     assert plan_of(home).n_params == sum(value.size for name, value in wanted.items() if name != "head")
 

@@ -23,15 +23,24 @@ GOLDEN = """\
 output.weight int8 b32: output
 output_norm.weight float32: a vector or a norm stays float
 token_embd.weight int8 b32: embedding
-blk.0.attn_k.weight int4 b32 zp: default
+blk.0.attn_k.weight int8 b32: first layer
 blk.0.attn_norm.weight float32: a vector or a norm stays float
-blk.0.attn_output.weight int4 b32 zp: default
-blk.0.attn_q.weight int4 b32 zp: default
+blk.0.attn_output.weight int8 b32: first layer
+blk.0.attn_q.weight int8 b32: first layer
 blk.0.attn_v.weight int8 b32: attn_v
 blk.0.ffn_down.weight int8 b32: ffn_down
-blk.0.ffn_gate.weight int4 b32 zp: default
+blk.0.ffn_gate.weight int8 b32: first layer
 blk.0.ffn_norm.weight float32: a vector or a norm stays float
-blk.0.ffn_up.weight int4 b32 zp: default
+blk.0.ffn_up.weight int8 b32: first layer
+blk.1.attn_k.weight int4 b32 zp: default
+blk.1.attn_norm.weight float32: a vector or a norm stays float
+blk.1.attn_output.weight int4 b32 zp: default
+blk.1.attn_q.weight int4 b32 zp: default
+blk.1.attn_v.weight int8 b32: attn_v
+blk.1.ffn_down.weight int8 b32: ffn_down
+blk.1.ffn_gate.weight int4 b32 zp: default
+blk.1.ffn_norm.weight float32: a vector or a norm stays float
+blk.1.ffn_up.weight int4 b32 zp: default
 rope.0.cos float32: computed from the config
 rope.0.sin float32: computed from the config
 """
@@ -47,7 +56,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def test_golden_plan(tmp_path: Path) -> None:
-    plan = plan_of(make_llama(tmp_path / "m", num_hidden_layers=1))
+    plan = plan_of(make_llama(tmp_path / "m"))
     lines = [f"{tensor.name} {tensor.storage.name}: {tensor.storage.reason}\n" for tensor in plan.tensors]
     assert "".join(lines) == GOLDEN
 

@@ -32,7 +32,7 @@ def nodes(helper: Any) -> list[Any]:
     return [
         node("Gather", "wte input_ids", "tokens", "wte"), node("Gather", "wpe position_ids", "places", "wpe"),
         node("Add", "tokens places", "x0"),
-        node("Reshape", "x0 flat_shape", "x0_flat"), node("Gemm", "x0_flat c_attn bias", "qkv_flat", "h.0/attn/c_attn"),
+        node("Reshape", "x0 flat_shape", "x0_flat"), node("Gemm", "x0_flat c_attn bias", "qkv_flat", "h.1/attn/c_attn"),
         node("Shape", "input_ids", "ids_shape"), node("Concat", "ids_shape qkv_width", "qkv_shape", axis=0),
         node("Reshape", "qkv_flat qkv_shape", "qkv"), node("Split", "qkv", "q k v", axis=-1, num_outputs=3),
         *heads("q"), *heads("k"), *heads("v"),
@@ -45,9 +45,9 @@ def nodes(helper: Any) -> list[Any]:
         node("Where", "seen scores never", "masked"), node("Softmax", "masked", "shares", axis=-1),
         node("MatMul", "shares present.0.value", "mixed"), node("Transpose", "mixed", "mixed_t", perm=[0, 2, 1, 3]),
         node("Reshape", "mixed_t joined_shape", "joined"),
-        node("MatMul", "joined out", "attended", "h.0/attn/out_proj"),
-        node("Add", "x0 attended", "x1"), node("MatMul", "x1 fc1", "wide", "h.0/fc1"), node("Relu", "wide", "active"),
-        node("MatMul", "active fc2", "narrow", "h.0/fc2"), node("Add", "x1 narrow", "x2"),
+        node("MatMul", "joined out", "attended", "h.1/attn/out_proj"),
+        node("Add", "x0 attended", "x1"), node("MatMul", "x1 fc1", "wide", "h.1/fc1"), node("Relu", "wide", "active"),
+        node("MatMul", "active fc2", "narrow", "h.1/fc2"), node("Add", "x1 narrow", "x2"),
         node("MatMul", "x2 head", "logits", "lm_head"),
     ]
 

@@ -271,6 +271,7 @@ def list_recipes(ctx: click.Context) -> None:
     stdout.print(table)
     onnx = Table("recipe", "bits", "exceptions", "with --format onnx", box=None, pad_edge=False)
     for row in ONNX_RECIPES.values():
-        onnx.add_row(row.name, str(row.bits), ", ".join(f"{category} int8" for category in row.int8), row.summary)
+        onnx.add_row(row.name, str(row.bits), ", ".join(
+            [f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers), row.summary)
     stdout.print(onnx)
     ctx.exit()
