@@ -51,8 +51,9 @@ def within_floor(comparison: Comparison, floor: NoiseFloor | None) -> bool:
 
 def differences(baseline: RunRecord, rerun: RunRecord) -> list[str]:
     """What was changed between the two runs, in words: "device cpu -> cuda"."""
-    pairs = [(key, baseline.engine.get(key), rerun.engine.get(key))
-             for key in ("engine", "engine_version", "device", "device_name", "n_threads")]
+    pairs = [(key.removeprefix("n_").replace("_", " "), baseline.engine.get(key), rerun.engine.get(key))
+             for key in ("engine", "engine_version", "device", "device_name", "n_threads", "n_context")]
     pairs += [("artifact", baseline.artifact.recipe, rerun.artifact.recipe),
+              ("number type", baseline.settings.dtype, rerun.settings.dtype),
               ("group", baseline.settings.n_group, rerun.settings.n_group)]
     return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]

@@ -13,7 +13,7 @@ from toy_engine import ToyEngine
 
 from bench.calibration import calibrate, coverage_at_risk, expected_calibration_error, risk_by_coverage
 from bench.compare import compare
-from bench.floor import noise_floor, noise_floors, within_floor
+from bench.floor import differences, noise_floor, noise_floors, within_floor
 from bench.record import RunRecord
 from bench.reports import REPORTS, Report, render, report_form
 from bench.reports.tables import answer_line
@@ -159,6 +159,8 @@ def test_the_noise_floor_is_the_greatest_loss_of_the_baseline_against_itself() -
     floor = noise_floor(base, [base, rerun])
     assert floor is not None
     assert (floor.loss_points, floor.n_flips, floor.differs_in) == (10.0, 1, ("group 128 -> 64",))
+    moved = dataclasses.replace(base, engine={**base.engine, "device": "cuda", "n_threads": 8})
+    assert differences(base, moved) == ["device cpu -> cuda", "threads None -> 8"]
     worse = record_of([scored(i, int(i < 2)) for i in range(10)])
     assert within_floor(compare(base, rerun), floor)
     assert not within_floor(compare(base, worse), floor)
