@@ -1,9 +1,9 @@
 """KL divergence and probability changes over a text, token by token, by llama-perplexity's definitions.
 
 Source: llama.cpp tools/perplexity/perplexity.cpp, function kl_divergence(). The baseline's distributions wait in a file
-while the candidate runs, so that one model is in memory at a time and memory does not grow with the text. Of each are
-kept the most probable tokens and three sums over the rest (`bench.distributions`), and KL is a lower bound with its
-gap; or all of them as float32 (exact), where llama-perplexity rounds to 16 bits and leaves out what is below exp(-16).
+while the candidate runs, so that one model is in memory at a time and memory does not grow with the text. Kept are all
+tokens as float32 (exact), where llama-perplexity rounds to 16 bits and leaves out what is below exp(-16); or, of a long
+text, the most probable ones and sums over the rest (`bench.distributions`): KL is then a lower bound with its gap.
 """
 
 import math
@@ -20,7 +20,9 @@ from bench.distributions import compact
 from bench.text import Chunks, Floats
 from medlite.errors import RecordError
 
-MAX_TOKENS = 1024   # kept of each distribution: 8 kB a token of the text
+MAX_TOKENS = 1024   # kept of each distribution of a long text: 8 kB a token
+WHOLE_BYTES = 4 << 30       # whole distributions are kept where they take no more on disk
+LOOSE = 0.1         # a KL that may be higher by more than this share is called a bound
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
@@ -52,6 +54,11 @@ class TextDistance:
     delta_p_quantiles: tuple[float, ...]
     rms_delta_p: Estimate
     log_ratio: Estimate
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether the bounds of the mean KL lie so far apart that it is no estimate."""
+        return self.kl_gap > LOOSE * abs(self.kl.value)
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,11 @@ def mean_of(values: Floats) -> Estimate:
 def quantiles(values: Floats) -> tuple[float, ...]:
     """The values at QUANTILES, interpolated linearly."""
     return tuple(float(value) for value in np.quantile(values, QUANTILES))
+
+
+def tokens_to_keep(cut: Chunks, n_vocab: int, max_tokens: int) -> int:
+    """max_tokens, or 0 (all) where that takes at most WHOLE_BYTES on disk."""
+    return 0 if baseline_bytes(cut, n_vocab, 0) <= WHOLE_BYTES else max_tokens
 
 
 def baseline_bytes(cut: Chunks, n_vocab: int, max_tokens: int) -> int:

@@ -25,7 +25,7 @@ from bench.server import facts_of_server, template_of_server
 from bench.tasks import find_task
 from bench.tasks.local import local_task
 from bench.text import N_CONTEXT, chunks, nats_of, read_text, scored_blocks, text_score
-from bench.text_distance import BaselineWriter, Differences, baseline_bytes, read_baseline
+from bench.text_distance import BaselineWriter, Differences, baseline_bytes, read_baseline, tokens_to_keep
 from medlite.engines.engine import Engine
 from medlite.engines.http_json import parse_address
 from medlite.engines.openai import OpenAIEngine, open_openai
@@ -115,8 +115,9 @@ def _score_text(open_engine: OpenEngine, request: dict[str, Any], reporter: Repo
         cut, n_vocab = chunks(engine, text, settings.n_context), engine.info.n_vocab
         writer = None
         if keep:
-            check_free_space(keep.parent, baseline_bytes(cut, n_vocab, settings.max_tokens))
-            writer = stack.enter_context(BaselineWriter(keep, cut, n_vocab, settings.max_tokens))
+            n_kept = tokens_to_keep(cut, n_vocab, settings.max_tokens)
+            check_free_space(keep.parent, baseline_bytes(cut, n_vocab, n_kept))
+            writer = stack.enter_context(BaselineWriter(keep, cut, n_vocab, n_kept))
         baseline = read_baseline(against, cut, n_vocab) if against else None
         differences, nats = Differences(), []
         for n_done, (rows, targets) in enumerate(scored_blocks(engine, cut), start=1):

@@ -20,6 +20,7 @@ from bench.text_distance import (
     baseline_bytes,
     kl_of_token,
     read_baseline,
+    tokens_to_keep,
 )
 from medlite.errors import EngineError, RecordError
 
@@ -92,6 +93,21 @@ def test_each_token_lies_between_its_bounds(tmp_path: Path, cut: Chunks) -> None
     for one, p, q in zip(kept, log_p, log_q, strict=True):
         low, high = kl_of_token(one, q)
         assert low - 1e-6 <= (np.exp(p) * (p - q)).sum() <= high + 1e-6
+
+
+def test_a_short_text_is_kept_whole_and_a_long_one_compactly(cut: Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tokens_to_keep(cut, N_VOCAB, 64) == 0
+    monkeypatch.setattr("bench.text_distance.WHOLE_BYTES", 1000)
+    assert tokens_to_keep(cut, N_VOCAB, 64) == 64
+    assert tokens_to_keep(cut, N_VOCAB, 0) == 0
+
+
+def test_bounds_that_lie_far_apart_are_called_loose(tmp_path: Path, cut: Chunks) -> None:
+    keep(tmp_path / "compact", ToyEngine(), cut, 16)
+    keep(tmp_path / "whole", ToyEngine(), cut, 0)
+    candidate = ToyEngine(noise=0.7)
+    assert distance(tmp_path / "compact", candidate, cut).is_loose
+    assert not distance(tmp_path / "whole", candidate, cut).is_loose
 
 
 def test_a_model_that_cuts_the_text_otherwise_has_no_kl(tmp_path: Path, cut: Chunks) -> None:

@@ -27,8 +27,8 @@ Examples:
 @click.option("--context", "n_context", type=click.IntRange(8), default=512, show_default=True, metavar="TOKENS",
               help="Length of a chunk; its second half is scored.")
 @click.option("--exact", is_flag=True,
-              help="Keep the first model's whole distributions on disk while the others run: 4 bytes a token of the "
-                   "vocabulary, for each scored token of the text.")
+              help="Keep the first model's whole distributions on disk while the others run, also where that takes "
+                   "more than 4 GiB: 4 bytes a token of the vocabulary, for each scored token of the text.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -40,7 +40,7 @@ def command(
     from bench.record import RunSettings
     from bench.text import paired_difference
     from bench.text_distance import MAX_TOKENS
-    from medlite.cli.display import stdout
+    from medlite.cli.display import stderr, stdout
     from medlite.cli.tables import distance_table, text_table
 
     settings = RunSettings(n_context=n_context, device=device, n_threads=n_threads,
@@ -56,6 +56,8 @@ def command(
     stdout.print(text_table(scores, differences))
     if distances:
         stdout.print(distance_table([score.artifact.file_name for score in scores[1:]], distances))
+    if any(distance.is_loose for distance in distances):
+        stderr.print("[yellow]warning:[/yellow] KL is only known to lie between the bounds shown; --exact knows it")
 
 
 def measure_texts(

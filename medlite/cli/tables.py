@@ -96,16 +96,16 @@ def distance_table(names: Sequence[str], distances: "Sequence[TextDistance]") ->
     """One row a candidate: how far it is from the first model on the text."""
     from bench.text_distance import QUANTILES
 
-    inexact = "" if all(distance.exact for distance in distances) else " · KL may be higher by ≤"
+    inexact = "" if all(distance.exact for distance in distances) else " · KL lies between ≥ and ≤"
     table = _table(f"second lines: standard errors, tokens taken as independent{inexact}")
     for name in ("", "KL nats\nmean", "KL\nmedian", "KL\n99 %", "KL\ngreatest", "same top\ntoken %",
                  "mean Δp\npoints", "RMS Δp\npoints"):
         table.add_column(name, justify="right" if name else "left", no_wrap=bool(name), overflow="fold")
     for name, distance in zip(names, distances, strict=True):
         kl = dict(zip(QUANTILES, distance.kl_quantiles, strict=True))
-        gap = "" if distance.exact else f"\n≤{distance.kl_gap:.2g}"
+        lower, gap = ("≥", f"\n≤{distance.kl.value + distance.kl_gap:.5f}") if not distance.exact else ("", "")
         table.add_row(
-            name, f"{distance.kl.value:.5f}\n±{distance.kl.standard_error:.5f}{gap}",
+            name, f"{lower}{distance.kl.value:.5f}\n±{distance.kl.standard_error:.5f}{gap}",
             *(f"{kl[at]:.3g}" for at in (0.5, 0.99, 1.0)),
             *(f"{100 * one.value:.3f}\n±{100 * one.standard_error:.3f}"
               for one in (distance.same_top, distance.delta_p, distance.rms_delta_p)))
@@ -136,6 +136,11 @@ def interval_cell(interval: "Interval", *, scale: float = 1.0, signed: bool = Fa
 def size_cell(n_bytes: int) -> str:
     """The size with its unit; a dot where it is not known."""
     return format_bytes(n_bytes) if n_bytes else NOTHING
+
+
+def memory_cell(n_bytes: int, n_gpu_bytes: int | None) -> str:
+    """The peak of resident memory, and below it that of GPU memory where it was measured."""
+    return format_bytes(n_bytes) + (f"\nGPU {format_bytes(n_gpu_bytes)}" if n_gpu_bytes is not None else "")
 
 
 def speed_cell(tokens_per_second: float) -> str:
