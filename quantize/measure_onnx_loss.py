@@ -1,13 +1,14 @@
 """Measure what ONNX recipes lose, at which size: python -m quantize.measure_onnx_loss CHECKPOINT QUESTIONS.jsonl ...
 
     python -m quantize.measure_onnx_loss medlite/demo/checkpoint medlite/demo/questions.jsonl \\
-        [--blocks 32 64 128] [--stock-python PYTHON] [--limit 400]
+        [--blocks 32 64 128] [--stock-python PYTHON] [--limit 500] [--sensitivity]
 
 Each question with its right answer is a text; what all texts begin with is not counted. KL divergence (nats a token,
 lower is better) of each folder's distribution from the float32 graph's, mean over the tokens with its standard error;
 the share of tokens whose likeliest next one stays. --stock-python names an interpreter with onnxruntime-genai's model
 builder; its folders are measured too. It leaves an untied embedding in float32, so their size is also given as if that
-had 8 bits, as ours has.
+had 8 bits, as ours has. --sensitivity measures instead what each lift to 8 bits gains over all int4, one at a time and
+on top of q4m.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from numpy.typing import NDArray
 
 from quantize.checkpoint import open_checkpoint
 from quantize.onnx_plan import make_onnx_plan
-from quantize.onnx_recipes import ONNX_RECIPES
+from quantize.onnx_recipes import ONNX_RECIPES, OnnxRecipe
 from quantize.to_onnx import write_onnx
 
 BATCH = 16
+CATEGORIES = ("output", "embedding", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # Name -> extra options of the builder. k_quant_mixed gives 8 bits to the head and to some value and down projections.
 STOCK: dict[str, tuple[str, ...]] = {
     "default": (), "k_quant": ("algo_config=k_quant",), "k_quant_last": ("algo_config=k_quant_last",),
@@ -102,9 +104,23 @@ def measure(exact: Path, folder: Path, texts: list[list[int]]) -> Loss:
     return Loss(float(every.mean()), float(every.std() / math.sqrt(len(every))), same / len(every), len(every))
 
 
-def make_ours(source: Path, target: Path, recipe: str, block: int) -> Path:
-    write_onnx(make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=block), target)
+def make_ours(source: Path, target: Path, recipe: OnnxRecipe, block: int) -> Path:
+    write_onnx(make_onnx_plan(open_checkpoint(source), recipe, block=block), target)
     return target
+
+
+def lifts() -> Iterator[OnnxRecipe]:
+    """All int4 with one category, or the first layer, at 8 bits; then what q4m lifts, and more."""
+    q4, q4m = ONNX_RECIPES["q4"], ONNX_RECIPES["q4m"]
+    yield q4
+    for category in CATEGORIES:
+        yield replace(q4, name=f"q4 + {category}", int8=(category,))
+    yield replace(q4, name="q4 + first layer", n_int8_layers=1)
+    yield replace(q4m, name="q4m - first layer", n_int8_layers=0)
+    yield q4m
+    for category in (one for one in CATEGORIES if one not in q4m.int8):
+        yield replace(q4m, name=f"q4m + {category}", int8=(*q4m.int8, category))
+    yield replace(q4m, name="q4m + second layer", n_int8_layers=2)
 
 
 def make_stock(python: str, source: Path, target: Path, options: tuple[str, ...], block: int) -> Path:
@@ -128,8 +144,9 @@ def folders(arguments: argparse.Namespace, home: Path) -> Iterator[tuple[str, Pa
     config = json.loads((arguments.source / "config.json").read_text())
     extra = int(config["vocab_size"] * config["hidden_size"] * (4 - 1)) if not config["tie_word_embeddings"] else 0
     for block in arguments.blocks:
-        for recipe in ("q4", "q4m", "q8"):
-            yield f"{recipe} b{block}", make_ours(arguments.source, home / f"{recipe}-{block}", recipe, block), 0
+        for recipe in lifts() if arguments.sensitivity else (ONNX_RECIPES[name] for name in ("q4", "q4m", "q8")):
+            target = home / f"{recipe.name}-{block}"
+            yield f"{recipe.name} b{block}", make_ours(arguments.source, target, recipe, block), 0
         for name, options in STOCK.items() if arguments.stock_python else ():
             target = home / f"stock-{name}-{block}"
             lookup = config["vocab_size"] * config["hidden_size"] * 2 // block
@@ -144,11 +161,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--stock-python", help="interpreter with onnxruntime-genai and its builder's packages")
     parser.add_argument("--limit", type=int, default=0, help="of the questions (default: all)")
+    parser.add_argument("--sensitivity", action="store_true", help="lift one category after the other to 8 bits")
     arguments = parser.parse_args()
     texts = read_texts(arguments.questions, arguments.source / "tokenizer.json", arguments.limit)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        exact = make_ours(arguments.source, home / "fp32", "fp32", 32)
+        exact = make_ours(arguments.source, home / "fp32", ONNX_RECIPES["fp32"], 32)
         print(f"{arguments.source.name}, {len(texts)} texts, {date.today()}")
         print(f"{'':24} {'MB':>7} {'MB with int8 embedding':>23} {'KL nats':>10} {'+-':>9} {'same top-1':>11}")
         for label, folder, extra in folders(arguments, home):

@@ -51,8 +51,8 @@ class Storage:
 # Why q4m lifts what it lifts: KL divergence (nats a token, +-0.00003, n = 3072) of a trained Llama of 5.1 M weights,
 # block 32, against float32, when one category of q4 gets 8 bits: none 0.00096, output 0.00039, embedding 0.00069,
 # attn_k and attn_q 0.00093, every other one 0.00094 to 0.00095. Together: output + embedding 0.00014, with attn_v
-# 0.00015, with ffn_down too 0.00012. Without zero points q4 has 0.00111; q8 has 0.00002. The whole first layer on top:
-# 0.00005, and 0.0024 instead of 0.0103 on the demo checkpoint; the second or the last one instead: 0.00011, 0.0094.
+# 0.00015, with ffn_down too 0.00012, with the whole first layer 0.00005. Without zero points q4 has 0.00111; q8 has
+# 0.00002. onnx.md has the table of the demo checkpoint and the command that makes it.
 ONNX_RECIPES: dict[str, OnnxRecipe] = {row.name: row for row in (
     OnnxRecipe("fp32", 32, summary="exact, for parity checks"),
     OnnxRecipe("fp16", 16, summary="half the size; a CPU computes in float32 all the same"),
