@@ -11,7 +11,8 @@ from bench.record import RunRecord
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One artifact. Sizes in bytes, speeds in tokens per second (0: not measured), accuracy a fraction.
+    """One artifact. Sizes in bytes (GPU memory None: not measured), speeds in tokens per second (0: not measured),
+    accuracy a fraction.
 
     loss_points and what follows is None for the baseline itself. p_holm: McNemar's p, adjusted over the rows.
     """
@@ -30,6 +31,7 @@ class SummaryRow:
     mean_kl_nats: float | None = None
     p_holm: float | None = None
     verdict: str | None = None
+    peak_vram_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON types."""
@@ -64,5 +66,5 @@ def _row(record: RunRecord, comparison: Comparison | None, p_holm: float | None)
         right_to_wrong=comparison.count("right_to_wrong") if comparison else None,
         wrong_to_right=comparison.count("wrong_to_right") if comparison else None,
         mean_kl_nats=kl.mean.value if kl else None, p_holm=p_holm,
-        verdict=comparison.verdict.kind if comparison else None,
+        verdict=comparison.verdict.kind if comparison else None, peak_vram_bytes=record.performance.peak_vram_bytes,
     )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bench.compare import compare
 from bench.summary import SummaryRow, summarize
-from medlite.cli.tables import comparison_table, record_table, speed_cell, verdict_table
+from medlite.cli.tables import comparison_table, memory_cell, record_table, speed_cell, verdict_table
 
 
 def drawn(table: Table) -> str:
@@ -45,6 +45,18 @@ def test_the_verdicts_fit_eighty_columns_without_a_cut() -> None:
     assert "…" not in text
     assert "inconclusive" in text
     assert "<1e-6" in text
+
+
+def test_gpu_memory_stands_below_the_processes_where_it_was_measured() -> None:
+    rows = [dataclasses.replace(row, peak_vram_bytes=141_000_000_000) for row in wide_rows()]
+    text = drawn(comparison_table(rows))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "GPU 141 GB" in text
+    assert "…" not in text
+    assert memory_cell(3_000_000, None) == "3 MB"
+    run = record_of(answers([0, 1]))
+    run = dataclasses.replace(run, performance=dataclasses.replace(run.performance, peak_vram_bytes=5 * 10**9))
+    assert "GPU 5 GB" in drawn(record_table([run]))
 
 
 def test_long_names_of_several_models_are_folded_and_never_cut() -> None:

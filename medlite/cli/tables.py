@@ -32,7 +32,7 @@ def comparison_table(rows: "Sequence[SummaryRow]") -> Table:
         loss = NOTHING if row.loss_points is None else interval_cell(row.loss_points, signed=True)
         table.add_row(
             row.name, size_cell(row.n_bytes), f"{row.bits_per_weight:.2f}" if row.bits_per_weight else NOTHING,
-            size_cell(row.peak_rss_bytes),
+            memory_cell(row.peak_rss_bytes, row.peak_vram_bytes),
             interval_cell(row.accuracy, scale=100), loss, flips,
             speed_cell(row.prefill_tokens_per_second), speed_cell(row.decode_tokens_per_second),
         )
@@ -71,7 +71,7 @@ def record_table(records: "Sequence[RunRecord]") -> Table:
         table.add_row(
             label(record), record.task.name, interval_cell(accuracy(record), scale=100),
             f"{record.n_correct:,}", f"{len(record.samples):,}",
-            f"{size_cell(costs.peak_rss_bytes)}\n{size_cell(costs.weights_resident_bytes)}",
+            f"{memory_cell(costs.peak_rss_bytes, costs.peak_vram_bytes)}\n{size_cell(costs.weights_resident_bytes)}",
             f"{costs.load_seconds:.1f}" if costs.load_seconds else NOTHING, speed_cell(costs.questions_per_second),
             speed_cell(costs.prefill_tokens_per_second), speed_cell(costs.decode_tokens_per_second),
         )
@@ -140,7 +140,7 @@ def size_cell(n_bytes: int) -> str:
 
 def memory_cell(n_bytes: int, n_gpu_bytes: int | None) -> str:
     """The peak of resident memory, and below it that of GPU memory where it was measured."""
-    return format_bytes(n_bytes) + (f"\nGPU {format_bytes(n_gpu_bytes)}" if n_gpu_bytes is not None else "")
+    return size_cell(n_bytes) + (f"\nGPU {format_bytes(n_gpu_bytes)}" if n_gpu_bytes is not None else "")
 
 
 def speed_cell(tokens_per_second: float) -> str:
