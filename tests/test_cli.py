@@ -80,8 +80,8 @@ def test_every_command_explains_itself_with_examples(name: str) -> None:
             check_example(line)
 
 
-@pytest.mark.parametrize("path", ["README.md", "quantize/README.md", "quantize/onnx.md", "bench/README.md", "medlite/README.md",
-                                  "CONTRIBUTING.md"])
+@pytest.mark.parametrize("path", ["README.md", "quantize/README.md", "quantize/onnx.md", "bench/README.md",
+                                  "medlite/README.md", "CONTRIBUTING.md"])
 def test_the_commands_in_the_documents_exist(path: str) -> None:
     for line in examples_in((ROOT / path).read_text(encoding="utf-8")):
         check_example(line)
