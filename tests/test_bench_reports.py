@@ -223,6 +223,9 @@ def test_the_answer_names_the_smallest_artifact_that_may_stand_in() -> None:
     (one,) = compare_runs({"demo": base}, [fine, small, broken])
     assert answer_line(one) == ("Smallest artifact that is non-inferior at a margin of 1 point: Q4_K_M, 512 B, "
                                 "25 % of BF16.")
+    served = dataclasses.replace(base, artifact=dataclasses.replace(base.artifact, n_bytes=0))
+    (one,) = compare_runs({"demo": served}, [small])
+    assert answer_line(one).endswith("non-inferior at a margin of 1 point: Q4_K_M, 512 B.")
     (one,) = compare_runs({"demo": base}, [broken])
     assert "No artifact is shown to be non-inferior" in answer_line(one)
 

@@ -80,7 +80,7 @@ def overview_table(tasks: Sequence[TaskComparison], floors: Mapping[str, NoiseFl
 def smallest_non_inferior(one: TaskComparison) -> str | None:
     """The name of the smallest artifact that is non-inferior in this task; None if there is none."""
     fitting = [(record.artifact.n_bytes, c.candidate) for record, c in zip(one.candidates, one.comparisons, strict=True)
-               if c.verdict.kind == NON_INFERIOR]
+               if c.verdict.kind == NON_INFERIOR and record.artifact.n_bytes]
     return min(fitting)[1] if fitting else None
 
 
@@ -93,9 +93,9 @@ def answer_line(one: TaskComparison) -> str:
     if name is None:
         return f"No artifact is shown to be non-inferior at a margin of {margin} on these questions."
     n_bytes = next(r.artifact.n_bytes for r in one.candidates if label(r) == name)
-    share = 100 * n_bytes / one.baseline.artifact.n_bytes
-    return (f"Smallest artifact that is non-inferior at a margin of {margin}: {name}, {format_bytes(n_bytes)}, "
-            f"{share:.0f} % of {label(one.baseline)}.")
+    whole = one.baseline.artifact.n_bytes  # 0 of a model behind a server
+    share = f", {100 * n_bytes / whole:.0f} % of {label(one.baseline)}" if whole else ""
+    return f"Smallest artifact that is non-inferior at a margin of {margin}: {name}, {format_bytes(n_bytes)}{share}."
 
 
 def margin_words(one: TaskComparison) -> str:
@@ -214,10 +214,9 @@ def memory_table(evidence: Evidence) -> Table:
         c, on_cpu = record.performance, record.engine.get("device") == "cpu"
         rest = max(0, c.peak_rss_bytes - c.weights_resident_bytes - c.kv_cache_bytes)
         runs_on = f"{record.engine.get('engine', NOTHING)}, {record.engine.get('device', NOTHING)}"
-        rows.append((label(record), runs_on, format_bytes(record.artifact.n_bytes),
-                     f"{record.artifact.bits_per_weight:.2f}", format_bytes(c.peak_rss_bytes),
-                     format_bytes(c.weights_resident_bytes), format_bytes(c.kv_cache_bytes),
-                     format_bytes(rest) if on_cpu else NOTHING,
+        rows.append((label(record), runs_on, size(record.artifact.n_bytes), number(record.artifact.bits_per_weight),
+                     size(c.peak_rss_bytes), format_bytes(c.weights_resident_bytes) if c.peak_rss_bytes else NOTHING,
+                     size(c.kv_cache_bytes), size(rest) if on_cpu else NOTHING,
                      NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes), front))
     columns = ("artifact", "runs on", "file", "bits/weight", "peak memory", "weights mapped", "KV cache", "rest",
                "peak GPU memory", "on the front by")
@@ -228,12 +227,17 @@ def memory_table(evidence: Evidence) -> Table:
                  "front: no other artifact here is smaller and more accurate.")
 
 
+def size(n_bytes: int) -> str:
+    """Bytes in decimal units, a dash for 0: not known."""
+    return format_bytes(n_bytes) if n_bytes else NOTHING
+
+
 def speed_table(evidence: Evidence) -> Table:
     """How fast, and at what energy."""
     rows = []
     for record in evidence.records:
         c = record.performance
-        rows.append((label(record), f"{c.load_seconds:.2f}", number(c.first_token_seconds),
+        rows.append((label(record), number(c.load_seconds), number(c.first_token_seconds),
                      number(c.prefill_tokens_per_second), number(c.decode_tokens_per_second),
                      number(c.questions_per_second), number(c.joules_per_question(c.cpu_joules)),
                      number(c.joules_per_question(c.gpu_joules))))
