@@ -163,7 +163,7 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
     from quantize.to_gguf import write_gguf
 
     total = sum(tensor.info.n_bytes for output in outputs for tensor in output.plan.tensors)
-    names = " ".join(output.plan.recipe.name for output in outputs)
+    names = outputs[0].plan.recipe.name if len(outputs) == 1 else f"{len(outputs)} recipes"
     with (progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
           progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify):
         try:
