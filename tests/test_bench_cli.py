@@ -96,6 +96,7 @@ def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> No
     ("bench run a.gguf --data gone.jsonl", "gone.jsonl: no such file", ""),
     ("bench run a.gguf --data q.jsonl --shots 3", "local:q.jsonl: has no few-shot examples", "--shots 0"),
     ("bench run a.gguf --data q.jsonl --engine abacus", "unknown engine 'abacus'", "llamacpp"),
+    ("bench run a.gguf --data q.jsonl --engine onnx", "a.gguf: no ONNX folder of medlite", "--format onnx"),
     ("bench run --engine openai --data q.jsonl", "the openai engine needs a server", "--url"),
     ("bench run a.gguf --url localhost:1 --data q.jsonl", "--url names a server, 'a.gguf' names another", "--model"),
     ("bench run --url gpu7 --offline --data q.jsonl", "http://gpu7:80 is another machine", "localhost"),

@@ -38,8 +38,8 @@ def run_options(function: Any) -> Any:
                      help="Ask each question with its options in ORDERS orders, rotated by seeded steps: accuracy "
                           "then hangs less on the letters, and how often the answer stays is shown."),
         click.option("--engine", default="", metavar="NAME",
-                     help="Runtime. Default: by the artifact's format. torch: the checkpoint folder itself, the "
-                          "full-precision reference."),
+                     help="llamacpp, onnx or torch. Default: by the artifact's format. torch: the checkpoint folder "
+                          "itself, the full-precision reference."),
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default=None,
                      help="Of the torch engine. Default: float32 on CPU, the checkpoint's own on CUDA."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),

@@ -15,6 +15,7 @@ ENGINES: dict[str, tuple[str, str]] = {
     "ort": ("medlite.engines.ort", "open_ort"),
     "torch": ("medlite.engines.torch_reference", "open_torch_reference"),
 }
+ALIASES = {"onnx": "ort"}   # what users also say
 # The same for a model behind a server, which has an address instead of a path.
 SERVER_ENGINES: dict[str, tuple[str, str]] = {
     "openai": ("medlite.engines.openai", "open_openai"),
@@ -31,7 +32,7 @@ def open_engine(artifact_path: Path | str, *, engine: str = "", device: str = "a
     per physical core. on_progress hears the loaded share, 0 to 1.
     Raises EngineError (DeviceError, MemoryShortError) with the runtime's reason, ArtifactError for a damaged file.
     """
-    engine = engine or ("ort" if is_onnx_folder(Path(artifact_path)) else "llamacpp")
+    engine = ALIASES.get(engine, engine) or ("ort" if is_onnx_folder(Path(artifact_path)) else "llamacpp")
     if engine in SERVER_ENGINES:
         raise EngineError(f"the {engine} engine asks a server and opens no file",
                           hint=f"medlite bench run --engine {engine} --url http://localhost:8080")
