@@ -29,13 +29,15 @@ STANDARD_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
 USED_TOKENS = 1024               # in the cache while a decode speed is predicted
 
 # What a decode takes beside reading: per layer some twenty small operations, per token the graph and the choice of the
-# token, per vocabulary entry the softmax of its log-probability. Measured: medlite.measure_fit on the demo model.
-# READING_SHARE: of the speed that one large matrix is read at, what a chain of matrices reaches, small ones among them;
-# measured on 1B and 3B shapes, where it was 0.81 to 0.93.
-READING_SHARE = 0.9
+# token, per vocabulary entry the softmax of its log-probability. Threads sleep while Python chooses, so several must be
+# woken for each token. Measured: medlite.measure_fit on the demo model.
 LAYER_SECONDS = 10e-6
-TOKEN_SECONDS = 80e-6
+TOKEN_SECONDS = 20e-6
+WAKE_SECONDS = 130e-6
 VOCABULARY_SECONDS = 0.7e-9
+# Of the speed that one large matrix is read at, what a chain of matrices reaches, small ones among them. Measured on 1B
+# and 3B shapes, where it was 0.81 to 0.93.
+READING_SHARE = 0.9
 
 # What a process holds beside the model: Python, numpy, and llama.cpp's libraries. Measured: medlite.measure_fit. The
 # screen of a chat takes some 20 MB more.
@@ -94,13 +96,15 @@ def windowed_kv_bytes(header: Header, shape: ModelShape, n_context: int, kv_type
 
 
 def decode_tokens_per_second(header: Header, shape: ModelShape, kv_type: str, bytes_per_second: Mapping[str, float],
-                             n_used: int = USED_TOKENS) -> float | None:
-    """Tokens per second on the CPU with `n_used` tokens in the cache, from the speeds of `reading_names`.
+                             n_used: int = USED_TOKENS, n_threads: int = 1) -> float | None:
+    """Tokens per second on the CPU with `n_used` tokens in the cache, from the speeds of `reading_names` that
+    `n_threads` threads reach.
 
     Every matrix is read once a token; of an embedding that is no output head, one row; the cache from memory once, and
     from the processor's own caches once for every query head. None if a type's speed is not known.
     """
-    seconds = TOKEN_SECONDS + shape.n_layer * LAYER_SECONDS + shape.n_vocab * VOCABULARY_SECONDS
+    seconds = TOKEN_SECONDS + (WAKE_SECONDS if n_threads > 1 else 0.0)
+    seconds += shape.n_layer * LAYER_SECONDS + shape.n_vocab * VOCABULARY_SECONDS
     for tensor in matrices_read(header):
         if tensor.type.name not in bytes_per_second:
             return None

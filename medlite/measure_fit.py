@@ -95,7 +95,7 @@ def predicted_now(header: Header, n_threads: int, kv_type: str, n_used: int) -> 
     """Tokens per second as `medlite fit` predicts them, from speeds measured at this moment."""
     shape = read_shape(header)
     reading = bytes_per_second(reading_names(header, shape, kv_type), n_threads, fresh=True)
-    return decode_tokens_per_second(header, shape, kv_type, reading, n_used) or 0.0
+    return decode_tokens_per_second(header, shape, kv_type, reading, n_used, n_threads) or 0.0
 
 
 def measure(path: Path, n_context: int, n_threads: int, n_tokens: int, kv_type: str) -> Measured:

@@ -118,6 +118,8 @@ def test_decode_reads_every_matrix_once_and_no_embedding(tmp_path: Path) -> None
     once = 100 * 2 * 2 * (64 + 64) * 2   # two heads of keys and values
     assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=100) == pytest.approx(
         1 / (matrices / (fit.READING_SHARE * 1e9) + cache / 1e9 + once / 2e9 + fixed))
+    assert decode_tokens_per_second(header, shape, "f16", speeds, n_used=0, n_threads=2) == pytest.approx(
+        1 / (matrices / (fit.READING_SHARE * 1e9) + fixed + fit.WAKE_SECONDS))
     assert decode_tokens_per_second(header, shape, "q8_0", speeds) is None
     assert decode_tokens_per_second(header, shape, "f16", {"Q4_K": 1e9}) is None
 

@@ -188,8 +188,8 @@ def with_speeds(candidates: list[Candidate], machine: Machine, kv_type: str) -> 
     if machine.stated:
         return candidates
     speeds = measured_speeds(candidates, machine.n_threads, kv_type)
-    return [replace(c, tokens_per_second=decode_tokens_per_second(c.header, c.shape, kv_type, speeds))
-            for c in candidates]
+    return [replace(c, tokens_per_second=decode_tokens_per_second(c.header, c.shape, kv_type, speeds,
+                                                                  n_threads=machine.n_threads)) for c in candidates]
 
 
 def measured_speeds(candidates: list[Candidate], n_threads: int, kv_type: str) -> dict[str, float]:
