@@ -14,6 +14,6 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The suite leaves the user's cache and typed lines alone: what it measures or writes stays in folders of its own."""
+    """The suite leaves the user's cache and typed lines alone: what it writes stays in folders of its own."""
     os.environ["MEDLITE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
