@@ -2,14 +2,17 @@
 
     python -m medlite.measure_speed FILE.gguf --llama-bench PROGRAM [--rounds 6] [--threads N]
     python -m medlite.measure_speed FILE.gguf --draft lookup|DRAFT.gguf [--prompts FILE] [--rounds 6]
+    python -m medlite.measure_speed FILE.gguf --guesses 1,0.8,0.6 [--rounds 6]
     python -m medlite.measure_speed FILE.gguf --load [--rounds 6]
 
 llama-bench: both read the same number of random tokens and write as many, greedily, with their own defaults and the
 same number of threads, in turn. The engine's figures hold all it does for a token: sampling, log-probability, text.
 Two ratios: of the fastest measurements, which other programs disturb least, and the median of the rounds' ratios.
 Draft: each prompt (a line; \\n in it is a line break) is answered plainly and with guesses, in turn; the ratio is of
-tokens per second. Load: a file that was dropped from the system's cache is loaded by a fresh process, with and without
-reading ahead, up to its first token; and a warm one is tried in a child. Only ratios of one run mean something.
+tokens per second. Guesses: the same with guesses of which that share is right, taken from the plain reply: what reading
+ahead gains on this machine by the quality of its guesses, whatever the text. Load: a file that was dropped from the
+system's cache is loaded by a fresh process, with and without reading ahead, up to its first token; and a warm one is
+tried in a child. Only ratios of one run mean something.
 """
 
 import argparse
@@ -29,9 +32,11 @@ import numpy as np
 from medlite.devices import cpu_name, physical_cores
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GenerationSettings, ReadsAhead
+from medlite.engines.llama_drafts import GuessLength
 from medlite.engines.llama_guard import try_load
 from medlite.engines.llama_load import PREFETCH_VARIABLE, resident_share
 from medlite.engines.llama_native import library
+from medlite.engines.llamacpp import LlamaCppEngine
 from medlite.errors import EngineError
 from medlite.files import format_bytes
 
@@ -45,6 +50,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--llama-bench", type=Path, metavar="PROGRAM")
     parser.add_argument("--draft", metavar="FILE|lookup")
+    parser.add_argument("--guesses", metavar="SHARES", help="shares of right guesses, with commas between")
     parser.add_argument("--load", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help="one prompt a line; default: texts that repeat themselves")
@@ -58,8 +64,8 @@ def main() -> None:
     if options.child:
         print(seconds_to_first_token(options.file, options.threads))
         return
-    if not options.llama_bench and not options.draft and not options.load:
-        parser.error("--llama-bench PROGRAM, --draft FILE|lookup or --load")
+    if not (options.llama_bench or options.draft or options.load or options.guesses):
+        parser.error("--llama-bench PROGRAM, --draft FILE|lookup, --guesses SHARES or --load")
     if options.load:
         cold_loads(options.file, options.rounds, options.threads)
         return
@@ -68,6 +74,9 @@ def main() -> None:
         if options.llama_bench:
             against_llama_bench(engine, LlamaBench(options.llama_bench, options.file, options.threads, options.repeat,
                                                    options.prompt_tokens, options.tokens), options.rounds)
+        if options.guesses:
+            by_quality_of_guesses(engine, [float(share) for share in options.guesses.split(",")], options.rounds,
+                                  options.tokens)
         if options.draft:
             texts = options.prompts.read_text("utf-8").splitlines() if options.prompts else REPEATING
             with_and_without_draft(engine, options.draft, [t.replace("\\n", "\n") for t in texts if t.strip()],
@@ -190,6 +199,49 @@ def reply_speed(engine: Engine, prompt: list[int], settings: GenerationSettings)
     found = [(time.perf_counter(), step.token) for step in engine.generate(prompt, settings)]
     seconds = found[-1][0] - found[0][0]
     return (len(found) - 1) / seconds if seconds else 0.0, [token for _, token in found]
+
+
+class Replay:
+    """Guesses from a reply that is known, each right with the same probability: a drafter of a known quality."""
+
+    def __init__(self, n_prompt: int, reply: Sequence[int], share: float) -> None:
+        self._n_prompt, self._reply, self._share = n_prompt, reply, share
+        self._length, self._random = GuessLength(), np.random.default_rng(0)
+
+    def propose(self, tokens: Sequence[int], n_most: int) -> list[int]:
+        n = self._length.before(tokens, n_most)
+        known = self._reply[len(tokens) - self._n_prompt :][:n]
+        right = self._random.random(len(known)) < self._share
+        return self._length.after(tokens, [token if ok else (token + 1) % 256
+                                           for token, ok in zip(known, right, strict=True)])
+
+    def free(self) -> None:
+        pass
+
+
+def by_quality_of_guesses(engine: Engine, shares: Sequence[float], n_rounds: int, n_tokens: int) -> None:
+    """Print the gain over plain decoding for guesses of each quality."""
+    if not isinstance(engine, LlamaCppEngine):
+        raise EngineError(f"the engine {engine.info.engine} does not guess ahead")
+    settle(engine)
+    prompt, settings = random_prompt(engine, 16, 0), GenerationSettings(max_tokens=n_tokens)
+    plain: list[float] = []
+    ahead: dict[float, list[float]] = {share: [] for share in shares}
+    counts = {}
+    for _ in range(n_rounds):
+        engine.set_draft(None)
+        speed, reply = reply_speed(engine, prompt, settings)
+        plain.append(speed)
+        for share in shares:
+            engine.set_draft(Replay(len(prompt), reply, share))
+            ahead[share].append(reply_speed(engine, prompt, settings)[0])
+            counts[share] = engine.draft_counts
+    for share in shares:
+        ratios = [a / b for a, b in zip(ahead[share], plain, strict=True)]
+        n_right, n_guessed = counts[share].n_accepted, counts[share].n_drafted
+        print(f"{share:.0%} of guesses right: {max(ahead[share]) / max(plain):.2f} x plain at best, median "
+              f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); {n_right} of {n_guessed} "
+              f"guesses kept, {len(reply)} tokens", flush=True)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

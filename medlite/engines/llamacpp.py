@@ -160,13 +160,14 @@ class LlamaCppEngine:
         self.draft_counts.n_drafted += len(drafted)
         return drafted
 
-    def set_draft(self, draft: Path | str | None) -> None:
+    def set_draft(self, draft: Path | str | Drafter | None) -> None:
         with self._access.exclusive():
             if self._drafter is not None:
                 self._drafter.free()
                 self._drafter = None
             if draft is not None:
-                self._drafter = open_drafter(draft, self._model, self.info)
+                self._drafter = (open_drafter(draft, self._model, self.info) if isinstance(draft, Path | str)
+                                 else draft)
 
     # --- the conversation on disk (engine.KeepsState) ----------------------------------------------------------------
 
