@@ -1,8 +1,8 @@
 """GBNF, llama.cpp's grammar notation, checked before llama.cpp reads it.
 
-llama.cpp's parser (src/llama-grammar.cpp) prints errors to stderr without a line, does not return for {2,1} nor for some
-left recursion through rules that may be empty, overflows its stack on deep nesting, and widens a repetition above 2000
-to any number. What passes here is none of these. Syntax: llama.cpp grammars/README.md.
+llama.cpp's parser (src/llama-grammar.cpp) prints errors to stderr without a line, does not return for {2,1} nor for
+some left recursion through rules that may be empty, overflows its stack on deep nesting, and widens a repetition above
+2000 to any number. What passes here is none of these. Syntax: llama.cpp grammars/README.md.
 """
 
 import re
