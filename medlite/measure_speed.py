@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--guesses", metavar="SHARES", help="shares of right guesses, with commas between")
     parser.add_argument("--load", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--prompts", type=Path, help="one prompt a line; default: texts that repeat themselves")
+    parser.add_argument("--prompts", type=Path, help="one prompt a line; default: two for the demo model")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
     parser.add_argument("--threads", type=int, default=physical_cores())
@@ -162,13 +162,8 @@ def decode_speed(engine: Engine, n_decode: int, seed: int) -> float:
 
 # --- guessing ahead --------------------------------------------------------------------------------------------------
 
-# Texts that say the same again, as letters, forms and answers with quotations do.
-REPEATING = (
-    "Discharge letter. The patient takes metformin 500 mg twice daily and ramipril 5 mg once daily. Summary of the "
-    "discharge letter: The patient takes metformin 500 mg twice daily and",
-    "Question: What class of drug is metformin? Answer: metformin is a biguanide.\\nQuestion: What class of drug is "
-    "ramipril? Answer: ramipril is an ACE inhibitor.\\nQuestion: What class of drug is metformin? Answer:",
-)
+# Read as plain text, the demo model goes on with more questions and answers, which resemble each other.
+REPEATING = ("What class of drug is metformin?", "Name the antidote for paracetamol.")
 
 
 def with_and_without_draft(engine: Engine, draft: str, texts: Sequence[str], n_rounds: int, n_tokens: int) -> None:
