@@ -266,7 +266,8 @@ def _dialect(client: JsonClient, row: dict[str, Any]) -> ServerFacts:
         bos, eos = (str(props.body.get(key) or "") for key in ("bos_token", "eos_token"))
         plain = _token_ids(client.post("/tokenize", {"content": PROBE, "add_special": False, "parse_special": False}))
         return ServerFacts(
-            model, LLAMA_SERVER, plain_token=plain[-1] if plain else None, version=str(props.body.get("build_info") or ""), n_vocab=_count(meta, "n_vocab"),
+            model, LLAMA_SERVER, plain_token=plain[-1] if plain else None,
+            version=str(props.body.get("build_info") or ""), n_vocab=_count(meta, "n_vocab"),
             n_context=_count(meta, "n_ctx") or _count(props.body["default_generation_settings"], "n_ctx"),
             tokenizer=True, n_params=_count(meta, "n_params"), n_bytes=_count(meta, "size"),
             recipe=str((meta or {}).get("ftype") or ""),
