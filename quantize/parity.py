@@ -16,6 +16,7 @@ from typing import Any
 
 from medlite.errors import ArtifactError, TokenizerError
 from medlite.gguf_format import Value, pack_header, read_header
+from medlite.tokenizer_file import read_tokenizer
 from quantize.checkpoint import read_json_object
 from quantize.parity_texts import CONVERSATIONS, TEXTS
 from quantize.special_tokens import read_chat_template_file
@@ -65,7 +66,8 @@ def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
 
 def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityReport:
     """path: a GGUF file with the vocabulary. metadata: its values."""
-    source = load_tokenizer(folder / "tokenizer.json")
+    stated = folder / "tokenizer.json"
+    source = read_tokenizer(stated, TokenizerError, "download the file again")[0] if stated.is_file() else None
     not_checked: list[str] = []
     mismatches: list[str] = []
     n_tokens = n_prompt_tokens = 0
@@ -84,18 +86,6 @@ def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityRepor
             n_prompt_tokens, found = _compare(source, vocabulary, prompts, adds_special=False)
             mismatches += found
     return ParityReport(n_tokens, n_prompt_tokens, tuple(not_checked), tuple(mismatches))
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The Hugging Face tokenizer in `path`, None where there is no such file."""
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for every fault of the file
-        raise TokenizerError(f"{path}: {error}", hint="download the file again") from error
 
 
 def _compare(source: Any, vocabulary: "Vocabulary", texts: Sequence[str], *, adds_special: bool

@@ -10,12 +10,11 @@ import itertools
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
@@ -25,6 +24,7 @@ from quantize.parity import ParityReport
 from quantize.plan import QuantizationPlan
 from quantize.receipt import SourceHasher, WrittenFacts, make_receipt, receipt_path
 from quantize.slabs import EncodedSlab, Slab, SlabEncoder, slabs_of
+from quantize.workers import run_slabs
 
 FREE_SPACE_MARGIN_BYTES = 1 << 20
 
@@ -225,33 +225,21 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 
 def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> ParityReport | None:
-    """Run the slabs and the check through threads; the first error or Ctrl-C stops them all. Returns what it found."""
-    slabs: Iterator[Slab] = iter(writers[0].slabs)
-    lock, stop = threading.Lock(), threading.Event()
-
-    def next_slab() -> Slab | None:
-        with lock:
-            return None if stop.is_set() else next(slabs, None)
-
-    def work(encoder: SlabEncoder) -> None:
-        while (slab := next_slab()) is not None:
-            lacking = [writer for writer in writers if writer.lacks(slab)]
-            if lacking:
-                encoded = encoder.encode(slab, [writer.output.plan for writer in lacking])
-                for writer, one in zip(lacking, encoded, strict=True):
-                    writer.write(slab, one)
-
-    n_threads = settings.n_threads or os.cpu_count() or 1
-    with RowReader() as reader, ThreadPoolExecutor(n_threads + 1) as pool:
+    """Encode and write what the outputs lack, with the check beside it; returns what that found."""
+    with RowReader() as reader:
         reader.open(writers[0].output.plan.checkpoint.tensors)
-        checking = pool.submit(settings.check) if settings.check else None
-        workers = [pool.submit(work, SlabEncoder(reader, measure=settings.measure)) for _ in range(n_threads)]
-        running: list[Future[Any]] = [*workers, checking] if checking else [*workers]
-        try:
-            wait(running, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-        parity = checking.result() if checking else None
-        for worker in workers:
-            worker.result()
-        return parity
+
+        def worker() -> Callable[[Slab], None]:
+            encoder = SlabEncoder(reader, measure=settings.measure)
+
+            def work(slab: Slab) -> None:
+                lacking = [writer for writer in writers if writer.lacks(slab)]
+                if lacking:
+                    encoded = encoder.encode(slab, [writer.output.plan for writer in lacking])
+                    for writer, one in zip(lacking, encoded, strict=True):
+                        writer.write(slab, one)
+
+            return work
+
+        n_threads = settings.n_threads or os.cpu_count() or 1
+        return run_slabs(writers[0].slabs, [worker() for _ in range(n_threads)], settings.check)

@@ -9,8 +9,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from quantize.onnx_slabs import EncodedPieces, OnnxSlabEncoder
 from quantize.receipt import SourceHasher
 from quantize.slabs import SLAB_WEIGHTS
 from quantize.to_gguf import FREE_SPACE_MARGIN_BYTES, WriteSettings, write_at
+from quantize.workers import run_slabs
 
 
 @dataclass(frozen=True)
@@ -198,27 +198,17 @@ def _sync(path: Path) -> None:
 
 
 def _write_slabs(writer: FolderWriter, settings: WriteSettings) -> None:
-    """Run the slabs through worker threads; the first error or Ctrl-C stops them all."""
-    slabs = iter(writer.slabs)
-    lock, stop = threading.Lock(), threading.Event()
-
-    def next_slab() -> OnnxSlab | None:
-        with lock:
-            return None if stop.is_set() else next(slabs, None)
-
-    def work(encoder: OnnxSlabEncoder) -> None:
-        while (slab := next_slab()) is not None:
-            if writer.lacks(slab):
-                writer.write(slab, encoder.encode(slab))
-
-    n_threads = settings.n_threads or os.cpu_count() or 1
-    with RowReader() as reader, ThreadPoolExecutor(n_threads) as pool:
+    """Encode and write what the folder lacks."""
+    with RowReader() as reader:
         reader.open(writer.plan.checkpoint.tensors)
-        workers = [pool.submit(work, OnnxSlabEncoder(writer.plan, reader, measure=settings.measure))
-                   for _ in range(n_threads)]
-        try:
-            wait(workers, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-        for worker in workers:
-            worker.result()
+
+        def worker() -> Callable[[OnnxSlab], None]:
+            encoder = OnnxSlabEncoder(writer.plan, reader, measure=settings.measure)
+
+            def work(slab: OnnxSlab) -> None:
+                if writer.lacks(slab):
+                    writer.write(slab, encoder.encode(slab))
+
+            return work
+
+        run_slabs(writer.slabs, [worker() for _ in range(settings.n_threads or os.cpu_count() or 1)])
