@@ -1,4 +1,4 @@
-"""Loading a GGUF file: tried in a child first, read ahead in order where it is not in memory yet.
+"""Loading a GGUF file: tried in a child first, read ahead in order where the user wants that.
 
 llama.cpp maps a file and lets the system fetch its pages, but only once it has read the vocabulary, which takes half a
 second at 128k tokens. Here the file is read from its first to its last byte by a thread of its own from the start.
@@ -38,11 +38,11 @@ def load_model(path: Path, *, n_gpu_layers: int, on_progress: Callable[[float], 
 def read_ahead(path: Path) -> Iterator[None]:
     """While the block runs, read the file in order into the system's cache, if it fits into memory and is not there.
 
-    $MEDLITE_PREFETCH=0 turns it off. A file that cannot be read is left to the block to complain of.
+    Only where $MEDLITE_PREFETCH is 1: it helps a disk that seeks, and no disk that we could measure. A file that cannot be read is left to the block to complain of.
     """
     stop = threading.Event()
     reader = None
-    if os.environ.get(PREFETCH_VARIABLE, "1") != "0" and path.stat().st_size < available_memory() and (
+    if os.environ.get(PREFETCH_VARIABLE) == "1" and path.stat().st_size < available_memory() and (
             resident_share(path) < RESIDENT_ENOUGH):
         reader = threading.Thread(target=_read, args=(path, stop), name="medlite-read-ahead", daemon=True)
         reader.start()
