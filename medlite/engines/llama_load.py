@@ -38,7 +38,8 @@ def load_model(path: Path, *, n_gpu_layers: int, on_progress: Callable[[float], 
 def read_ahead(path: Path) -> Iterator[None]:
     """While the block runs, read the file in order into the system's cache, if it fits into memory and is not there.
 
-    Only where $MEDLITE_PREFETCH is 1: it helps a disk that seeks, and no disk that we could measure. A file that cannot be read is left to the block to complain of.
+    Only where $MEDLITE_PREFETCH is 1: it is meant for a disk that seeks, and helped no disk that we could measure. A
+    file that cannot be read is left to the block to complain of.
     """
     stop = threading.Event()
     reader = None
