@@ -73,7 +73,7 @@ def model_class() -> type:
                      n_threads: int = 0, **_: object) -> None:
             super().__init__()
             self.engine = open_engine(Path(artifact), engine=engine, device=device or "auto", n_context=int(n_context),
-                                      n_threads=int(n_threads) or None, exact_attention=True)
+                                      n_threads=int(n_threads) or None)
 
         @property
         def eot_token_id(self) -> int:

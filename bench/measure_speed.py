@@ -75,9 +75,9 @@ def tokens_left(engine: Engine, items: Items) -> tuple[int, int]:
 
 
 def prefill_seconds(program: Path, path: Path, n_threads: int) -> float:
-    """Seconds a token that llama-bench takes to read, with the attention that scoring uses."""
+    """Seconds a token that llama-bench takes to read."""
     done = subprocess.run([str(program), "-m", str(path), "-p", str(N_PREFILL), "-n", "0", "-t", str(n_threads),
-                           "-fa", "off", "-r", "1", "-o", "json"], capture_output=True, text=True, check=True)
+                           "-r", "1", "-o", "json"], capture_output=True, text=True, check=True)
     return 1 / float(json.loads(done.stdout)[0]["avg_ts"])
 
 
@@ -105,8 +105,7 @@ def measure_gguf(options: argparse.Namespace) -> None:
     """Print scoring's seconds, the runtime's, their ratio; and the harness's seconds a question."""
     items = read_items(options.data, options.shots, options.n_shots, options.limit, options.seed)
     n_context = min(CONTEXT_TOKENS, look_at(options.file).n_context_trained or CONTEXT_TOKENS)
-    with closing(open_engine(options.file, device="cpu", n_threads=options.threads, n_context=n_context,
-                             exact_attention=True)) as engine:
+    with closing(open_engine(options.file, device="cpu", n_threads=options.threads, n_context=n_context)) as engine:
         n_all, n_left = tokens_left(engine, items)
         seconds, per_token = timed_with_pauses(
             score(engine, items, RunSettings()), len(items), options.pauses,

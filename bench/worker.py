@@ -163,7 +163,7 @@ def open_real_engine(path: Path, settings: RunSettings) -> Engine:
         return open_torch_reference(path, device=settings.device, n_context=settings.n_context,
                                     n_threads=settings.n_threads or None, dtype=settings.dtype)
     return open_engine(path, engine=settings.engine, device=settings.device, n_context=settings.n_context,
-                       n_threads=settings.n_threads or None, exact_attention=True)
+                       n_threads=settings.n_threads or None)
 
 
 def main(open_engine: OpenEngine = open_real_engine) -> None:

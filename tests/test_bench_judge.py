@@ -211,7 +211,7 @@ def test_the_f32_gguf_on_llama_cpp_gives_the_same_answers(
 
     path = tmp_path / "tiny-F32.gguf"
     write_gguf([Output(make_plan(open_checkpoint(checkpoint), find_recipe("F32")), path)])
-    engine = open_engine(path, device="cpu", n_context=4096, exact_attention=True)
+    engine = open_engine(path, device="cpu", n_context=4096)
     for name in ("medqa_4options", "pubmedqa", "mmlu_anatomy:0"):
         reference, found = our_scores(name), list(score_samples(engine, ours(name)))
         worst = max(abs(a - b) for r, f in zip(reference, found, strict=True)

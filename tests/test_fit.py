@@ -98,9 +98,9 @@ def test_what_fits_is_what_the_engine_would_load() -> None:
 
 def test_sliding_windows_are_counted_by_hand_for_gemma() -> None:
     one = candidates("medgemma-4b-it", 32768)[0]
-    # 34 layers, of which every sixth sees all: 5 of 32768 cells, 29 of 1024 + 512; 2 * 2 * 4 heads * 256 bytes a cell.
-    assert windowed_kv_bytes(one.header, one.shape, 32768, "f16") == (5 * 32768 + 29 * 1536) * 4096
-    assert one.memory[32768].model.kv_cache == 34 * 32768 * 4096
+    # 34 layers, of which every sixth sees all: 5 of 32768 + 256 cells, 29 of 1024 + 512; 2 * 2 * 4 heads * 256 bytes.
+    assert windowed_kv_bytes(one.header, one.shape, 32768, "f16") == (5 * 33024 + 29 * 1536) * 4096
+    assert one.memory[32768].model.kv_cache == 34 * 33024 * 4096
     assert windowed_kv_bytes(candidates("phi3-mini-4k", 4096)[0].header, one.shape, 4096, "f16") is None
 
 

@@ -95,6 +95,13 @@ def twin(tiny: Path) -> Iterator[LlamaCppEngine]:
         yield opened
 
 
+def test_a_short_decode_sums_as_exactly_as_a_long_one(engine: LlamaCppEngine) -> None:
+    tokens = random_tokens(N_CONTEXT, seed=11)
+    whole = next(engine.logits([LogitsRequest(tokens, tuple(range(N_CONTEXT)))]))
+    for n in (1, 9, 63, 64, 65):      # flash attention of fewer than 64 tokens is up to 7e-3 off
+        np.testing.assert_allclose(next(engine.logits([last(tokens[:n])]))[0], whole[n - 1], atol=1e-5)
+
+
 def test_random_requests_equal_single_ones(engine: LlamaCppEngine, twin: LlamaCppEngine) -> None:
     random = np.random.default_rng(7)
     for _ in range(20):
@@ -107,7 +114,7 @@ def test_random_requests_equal_single_ones(engine: LlamaCppEngine, twin: LlamaCp
             positions = np.flatnonzero(random.random(len(tokens)) < 0.2)
             requests.append(LogitsRequest(tokens, tuple(positions.tolist())))
         for request, answer in zip(requests, engine.logits(requests), strict=True):
-            np.testing.assert_allclose(answer, next(twin.logits([request])), atol=TOLERANCE)
+            np.testing.assert_allclose(answer, next(twin.logits([request])), atol=1e-4)
 
 
 def test_shared_tokens_are_read_once_and_in_few_decodes(engine: LlamaCppEngine) -> None:

@@ -24,13 +24,12 @@ SERVER_ENGINES: dict[str, tuple[str, str]] = {
 
 def open_engine(artifact_path: Path | str, *, engine: str = "", device: str = "auto",
                 n_context: int | None = None, n_threads: int | None = None, kv_type: str = "f16",
-                exact_attention: bool = False, on_progress: Callable[[float], None] | None = None) -> Engine:
+                on_progress: Callable[[float], None] | None = None) -> Engine:
     """The artifact at `artifact_path`, loaded and ready; close it after use.
 
     engine: a key of ENGINES; empty for the one that runs the artifact's format. device: auto, cpu or cuda. n_context
     None: from the model's training and the free memory. n_threads None: one
-    per physical core. exact_attention: attention in single precision, where the runtime has a faster one that is not
-    (llama.cpp on a CPU). on_progress hears the loaded share, 0 to 1.
+    per physical core. on_progress hears the loaded share, 0 to 1.
     Raises EngineError (DeviceError, MemoryShortError) with the runtime's reason, ArtifactError for a damaged file.
     """
     engine = ALIASES.get(engine, engine) or ("ort" if is_onnx_folder(Path(artifact_path)) else "llamacpp")
@@ -42,4 +41,4 @@ def open_engine(artifact_path: Path | str, *, engine: str = "", device: str = "a
     module, function = ENGINES[engine]
     opener = cast(Callable[..., Engine], getattr(importlib.import_module(module), function))
     return opener(Path(artifact_path), device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
-                  exact_attention=exact_attention, on_progress=on_progress)
+                  on_progress=on_progress)

@@ -30,6 +30,8 @@ MAX_SEQUENCES = 64               # llama.cpp allows 256, but keeps n_vocab float
 DEFAULT_CONTEXT_LIMIT = 32768    # more is taken when asked for; a KV cache is written once at load, whether used or not
 DEFAULT_CONTEXT_SHARE = 0.25     # of the memory that the weights leave free
 RESERVE_BYTES = 256 << 20        # left to the system
+EXACT_ROWS = 64                  # tokens of a decode from which on flash attention sums in single precision on a CPU
+                                 # (ggml-cpu/common.h, GGML_FA_TILE_Q); fewer are summed in half precision
 LOGITS_BUFFER_BYTES = 64 << 20   # bounds the rows of logits that one decode may return
 
 
@@ -125,35 +127,33 @@ def max_outputs(n_vocab: int, n_batch: int) -> int:
     return max(MAX_SEQUENCES, min(n_batch, LOGITS_BUFFER_BYTES // (4 * n_vocab)))
 
 
-def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int, *, flash: bool = True) -> int:
+def compute_bytes(shape: ModelShape, n_batch: int, n_cells: int) -> int:
     """Scratch of one batch, and the rows of logits that it returns.
 
     Buffers that are not needed at once share their place, so the wider of the feed-forward pair and the logits
-    counts; beside it a few rows of the hidden size and the attention mask in half precision. Without flash attention
-    a layer's attention scores count too. Measured on Llama shapes: tests/test_llama_memory.py.
+    counts; beside it a few rows of the hidden size and the attention mask in half precision. Flash attention spares
+    the attention scores. Measured on Llama shapes: tests/test_llama_memory.py.
     """
     logits = 4 * max_outputs(shape.n_vocab, n_batch) * shape.n_vocab
-    scores = 0 if flash else 4 * shape.n_head * n_batch * n_cells
-    widest = max(scores, 2 * 4 * n_batch * shape.n_ff, logits)
-    return widest + 5 * 4 * n_batch * shape.n_embd + (2 if flash else 4) * n_batch * n_cells + logits
+    widest = max(2 * 4 * n_batch * shape.n_ff, logits)
+    return widest + 5 * 4 * n_batch * shape.n_embd + 2 * n_batch * n_cells + logits
 
 
 def n_cells_for(n_context: int, n_batch: int) -> int:
-    """Cells of the KV cache: a full sequence, and for short contexts room for a batch beside it."""
-    wanted = max(n_context, 2 * n_batch)
+    """Cells of the KV cache: a full sequence and what fills up a decode, for short contexts a batch beside it."""
+    wanted = max(n_context + EXACT_ROWS, 2 * n_batch)
     return (wanted + CELL_PADDING - 1) // CELL_PADDING * CELL_PADDING
 
 
-def estimate(shape: ModelShape, n_context: int, kv_type: str, n_batch: int, *, flash: bool = True) -> MemoryEstimate:
+def estimate(shape: ModelShape, n_context: int, kv_type: str, n_batch: int) -> MemoryEstimate:
     """What a load with these settings will take."""
     n_cells = n_cells_for(n_context, n_batch)
     return MemoryEstimate(weights=shape.n_weight_bytes, repacked=shape.n_repacked_bytes,
                           kv_cache=n_cells * kv_bytes_per_token(shape, kv_type),
-                          compute=compute_bytes(shape, n_batch, n_cells, flash=flash))
+                          compute=compute_bytes(shape, n_batch, n_cells))
 
 
-def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_bytes: int, n_batch: int,
-                   *, flash: bool = True) -> int:
+def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_bytes: int, n_batch: int) -> int:
     """Tokens that one sequence may hold: `wanted`, or what the training and a share of the free memory allow.
 
     Raises MemoryShortError if the weights, or the wanted context, do not fit into free_bytes; EngineError if more
@@ -166,7 +166,7 @@ def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_byt
         raise EngineError(f"a context of {wanted} tokens, the model was trained for {trained}",
                           hint=f"--context {trained}")
     smallest = min(wanted or trained or SMALLEST_CONTEXT, SMALLEST_CONTEXT)
-    need = estimate(shape, smallest, kv_type, n_batch, flash=flash)
+    need = estimate(shape, smallest, kv_type, n_batch)
     usable = free_bytes - RESERVE_BYTES
     if need.needed > usable:
         raise MemoryShortError(
@@ -175,7 +175,7 @@ def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_byt
             hint="close other programs, or take a smaller recipe: medlite quantize --recipe Q4_K_M")
     per_token = max(1, kv_bytes_per_token(shape, kv_type))
     if wanted is not None:
-        need = estimate(shape, wanted, kv_type, n_batch, flash=flash)
+        need = estimate(shape, wanted, kv_type, n_batch)
         if need.needed > usable:
             fits = max(smallest, (usable - need.weights - need.compute) // per_token // CELL_PADDING * CELL_PADDING)
             raise MemoryShortError(

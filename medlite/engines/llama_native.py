@@ -26,7 +26,7 @@ SUPPORTED_VERSION = "0.3.36"
 N_LOG_LINES = 40
 MAX_ROWS = 1024
 GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}       # ggml.h, enum ggml_type
-FLASH_ATTENTION = {False: 0, True: -1}                 # llama.h, enum llama_flash_attn_type: never, where it can
+FLASH_ATTENTION_AUTO = -1                              # llama.h, enum llama_flash_attn_type: where the device has it
 LOG_INFO, LOG_ERROR = 2, 4                             # ggml.h, enum ggml_log_level
 
 DECODE_OK, DECODE_ABORTED = 0, 2                       # llama.h, llama_decode
@@ -48,17 +48,13 @@ _library: Any = None
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """What a context is made with. n_cells: of the KV cache. n_outputs: rows of logits that one decode may return.
-
-    flash: flash attention, where the device has it.
-    """
+    """What a context is made with. n_cells: of the KV cache. n_outputs: rows of logits that one decode may return."""
 
     n_cells: int
     n_batch: int
     n_outputs: int
     n_threads: int
     kv_type: str
-    flash: bool = True
 
 
 def library() -> Any:
@@ -212,7 +208,7 @@ class Context:
         parameters.n_outputs_max = settings.n_outputs
         parameters.n_threads = parameters.n_threads_batch = settings.n_threads
         parameters.type_k = parameters.type_v = GGML_TYPE_IDS[settings.kv_type]
-        parameters.flash_attn_type = FLASH_ATTENTION[settings.flash]
+        parameters.flash_attn_type = FLASH_ATTENTION_AUTO
         # A unified cache is one pool of cells for all sequences, and lets a token belong to several of them.
         parameters.kv_unified = True
         parameters.n_seq_max = MAX_SEQUENCES

@@ -2,6 +2,9 @@
 
 Requests are taken in windows, sorted into a trie, and each wave of it is decoded with every shared token read once
 (`prefix.py`). Nothing of an earlier call stays in the cache, so the same requests give the same bits.
+
+On a CPU flash attention sums in half precision where a decode has fewer than EXACT_ROWS tokens. A short decode is
+filled up with tokens of a sequence of their own, so that every log-probability comes from sums in single precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,8 @@ from medlite.engines.engine import EngineInfo, Logits, LogitsRequest
 from medlite.engines.llama_sequence import N_BATCH, ResidentSequence
 from medlite.engines.requests import windows
 from medlite.errors import EngineError
+
+FILLING = llama_memory.MAX_SEQUENCES - 1     # the sequence of the tokens that fill up a decode
 
 
 class Scorer:
@@ -39,9 +44,9 @@ class Scorer:
                      resident: list[prefix.Ids]) -> tuple[list[Logits], list[prefix.Ids]]:
         """Logits of as many leading `branches` as one wave takes, and the tokens now in the cache by sequence."""
         kept = self._keep_best(branches[0], resident)
-        n_most = llama_memory.MAX_SEQUENCES - 1 if self._resident.model.can_rewind else 1
+        n_most = FILLING - 1 if self._resident.model.can_rewind else 1
         wave = prefix.plan_wave(branches, kept, max_sequences=n_most,
-                                max_tokens=min(N_BATCH, self._n_cells - len(kept)))
+                                max_tokens=min(N_BATCH, self._n_cells - len(kept) - llama_memory.EXACT_ROWS))
         n = len(wave.n_kept)
         for i, n_shared in enumerate(wave.n_kept):
             if n_shared:
@@ -49,9 +54,7 @@ class Scorer:
         values = np.empty((int(wave.wanted.sum()), self._info.n_vocab), dtype=np.float32)
         row_of = np.cumsum(wave.wanted) - 1
         for start, end in self._chunks(wave):
-            self._resident.batch.fill(wave.tokens[start:end], wave.positions[start:end], wave.wanted[start:end],
-                             wave.members[start:end] + 1)
-            self._resident.decode()
+            self._decode(wave, start, end)
             for slot in np.flatnonzero(wave.wanted[start:end]):
                 values[row_of[start + slot]] = self._resident.context.logits_at(int(slot))
         if not np.isfinite(values.max(axis=1, initial=0)).all():
@@ -59,6 +62,23 @@ class Scorer:
                               hint="the file may be damaged, or its recipe too low for this model")
         rows = [values[row_of[slots]] for slots in wave.slots]
         return rows, [kept, *(branch.tokens for branch in branches[:n])]
+
+    def _decode(self, wave: prefix.Wave, start: int, end: int) -> None:
+        """Read one slice of the wave, filled up to EXACT_ROWS tokens."""
+        part = slice(start, end)
+        members = wave.members[part] + 1
+        n_fill = max(llama_memory.EXACT_ROWS - (end - start), 0) if self._resident.model.can_rewind else 0
+        if not n_fill:
+            self._resident.batch.fill(wave.tokens[part], wave.positions[part], wave.wanted[part], members)
+            self._resident.decode()
+            return
+        self._resident.batch.fill(
+            np.append(wave.tokens[part], np.repeat(wave.tokens[start], n_fill)),
+            np.append(wave.positions[part], np.arange(n_fill, dtype=np.int32)),
+            np.append(wave.wanted[part], np.zeros(n_fill, dtype=np.bool_)),
+            np.append(members, np.tile([[FILLING, FILLING + 1]], (n_fill, 1)), axis=0))
+        self._resident.decode()
+        self._resident.context.remove(FILLING)
 
     def _keep_best(self, first: prefix.Branch, resident: list[prefix.Ids]) -> prefix.Ids:
         """Cut the cache down to the longest prefix of `first` in it, as sequence 0, and return that prefix."""

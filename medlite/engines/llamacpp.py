@@ -198,13 +198,11 @@ class LlamaCppEngine:
 
 
 def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
-                  kv_type: str = "f16", exact_attention: bool = False,
-                  on_progress: Callable[[float], None] | None = None) -> LlamaCppEngine:
+                  kv_type: str = "f16", on_progress: Callable[[float], None] | None = None) -> LlamaCppEngine:
     """Load a GGUF file. Raises MemoryShortError before the load if it cannot fit, EngineError if llama.cpp refuses.
 
     n_context None: from the model's training and the free memory. n_threads None: one per physical core.
-    kv_type: one of llama_memory.KV_TYPES. exact_attention: no flash attention on a CPU, which is a sixth faster at
-    reading but sums in half precision; for measurements (bench/README.md, "Attention").
+    kv_type: one of llama_memory.KV_TYPES.
     """
     started = time.perf_counter()
     if kv_type not in llama_memory.KV_TYPES:
@@ -212,12 +210,12 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
     if n_threads is not None and n_threads < 1:
         raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     header = read_header(path)
-    placement = place(llama_memory.read_shape(header), device, n_context, kv_type, exact_attention=exact_attention)
+    placement = place(llama_memory.read_shape(header), device, n_context, kv_type)
     model = load_model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
     settings = llama_native.ContextSettings(
         n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH), n_batch=N_BATCH,
         n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),
-        n_threads=n_threads or physical_cores(), kv_type=kv_type, flash=placement.flash)
+        n_threads=n_threads or physical_cores(), kv_type=kv_type)
     try:
         context = llama_native.Context(model, settings)
     except BaseException:
@@ -228,7 +226,7 @@ def open_llamacpp(path: Path, *, device: str = "auto", n_context: int | None = N
         device=placement.choice.device, device_name=placement.choice.device_name,
         model_name=str(header.get("general.name") or path.stem), n_vocab=model.n_vocab, n_context=placement.n_context,
         n_threads=settings.n_threads, load_seconds=time.perf_counter() - started, n_gpu_layers=placement.n_gpu_layers,
-        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto" if placement.flash else "off"},
+        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
         buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else ())
     return LlamaCppEngine(path, model, context, info, placement.memory)

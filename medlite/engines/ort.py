@@ -270,15 +270,12 @@ class OrtEngine:
 
 
 def open_ort(path: Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
-             kv_type: str = "f16", exact_attention: bool = False,
-             on_progress: Callable[[float], None] | None = None) -> OrtEngine:
+             kv_type: str = "f16", on_progress: Callable[[float], None] | None = None) -> OrtEngine:
     """Load an ONNX folder. Raises MemoryShortError before the load if it cannot fit, EngineError if the runtime
     refuses, DeviceError if cuda is asked for and not what runs.
 
     kv_type: the folder fixes its cache, so "f16", the default, stands for the folder's own and others are refused.
-    exact_attention: the runtime has no other.
     """
-    del exact_attention
     started = time.perf_counter()
     if kv_type != "f16":
         raise EngineError(f"--kv-type {kv_type}: an ONNX graph fixes the type of its cache", hint="leave it out")

@@ -203,19 +203,18 @@ def batches(window: Sequence[LogitsRequest], n_shared: int, n_vocab: int) -> lis
 
 def open_torch_reference(
     path: Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
-    kv_type: str = "f16", exact_attention: bool = True, on_progress: Callable[[float], None] | None = None,
-    dtype: str = "",
+    kv_type: str = "f16", on_progress: Callable[[float], None] | None = None, dtype: str = "",
 ) -> TorchReferenceEngine:
     """The checkpoint folder at `path` in Transformers. dtype: float32 on CPU and the checkpoint's own on CUDA if empty.
 
-    kv_type and exact_attention are llama.cpp's and not used. Raises MissingExtraError without torch and transformers.
+    kv_type is that of llama.cpp and not used. Raises MissingExtraError without torch and transformers.
     """
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "torch") from error
-    del kv_type, exact_attention
+    del kv_type
     if not (path / "config.json").is_file():
         raise ArtifactError(f"{path}: no config.json, a checkpoint folder was needed")
     if dtype and dtype not in DTYPES:
