@@ -61,7 +61,7 @@ def resolve_model(text: str) -> Path:
         raise ArtifactError(f"{path}: is a folder, a GGUF file was needed",
                             hint=f"medlite quantize {path} --recipe Q4_K_M makes one from a checkpoint folder")
     if path.suffix == ".gguf":
-        raise ArtifactError(f"{path}: no such file")
+        raise ArtifactError(f"{path}: no such file", hint="medlite models lists what is on this machine by name")
     if (known := find_model(name)) is not None:
         return only_one(known.name, artifacts_of(known), recipe, missing_artifact(known, recipe))
     if (match := REPOSITORY.fullmatch(name)) and not text.startswith((".", "~")):
@@ -69,7 +69,7 @@ def resolve_model(text: str) -> Path:
     near = near_names(name)
     raise ArtifactError(f"{text}: neither a file nor the name of a model",
                         hint=f"did you mean {' or '.join(near)}?" if near else
-                        "give the path of a .gguf file, or: medlite demo, then medlite chat demo")
+                        "a .gguf file, an ONNX folder, a name that medlite models lists, or demo (after medlite demo)")
 
 
 def only_one(name: str, found: list[LocalArtifact], recipe: str, missing: ArtifactError) -> Path:

@@ -19,8 +19,10 @@ from medlite.cli import fit as fit_cli
 from medlite.cli.fit import COMMON_RECIPE, Machine, find_candidates, memory_size, predict, recipe_candidates, recommend
 from medlite.engines import decode_speed
 from medlite.engines.llama_memory import estimate, read_shape
+from medlite.errors import CheckpointError
 from medlite.fit import Measured, decode_tokens_per_second, fits, predict_memory, windowed_kv_bytes
 from medlite.gguf_format import read_header
+from medlite.onnx_format import FACTS_NAME
 from quantize.checkpoint import open_checkpoint
 from quantize.plan import make_plan
 from quantize.recipes import RECIPES
@@ -53,6 +55,12 @@ def test_a_folder_and_its_plan_agree_on_every_tensor_byte(tmp_path: Path) -> Non
         assert by_recipe[name].shape.n_weight_bytes == sum(t.info.n_bytes for t in plan.tensors)
         assert by_recipe[name].bits_per_weight == plan.bits_per_weight
         assert by_recipe[name].n_file_bytes == pytest.approx(plan.n_bytes, rel=0.02)
+
+
+def test_an_onnx_folder_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / FACTS_NAME).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="an ONNX folder"):
+        find_candidates(str(tmp_path))
 
 
 def test_a_70b_is_told_that_it_does_not_fit_and_what_would() -> None:

@@ -122,8 +122,12 @@ def find_config(model: str, path: Path) -> dict[str, Any]:
     """The config of a folder, a catalogue row or a repository in the hub's cache. Raises CheckpointError."""
     from medlite.catalog import find_model, hf_config, near_names
     from medlite.hub import REPOSITORY, cached_file
+    from medlite.onnx_format import is_onnx_folder
     from quantize.checkpoint import read_json_object
 
+    if is_onnx_folder(path):
+        raise CheckpointError(f"{model}: an ONNX folder; only llama.cpp's memory and speed are predicted",
+                              hint="medlite bench run measures both")
     if path.is_dir():
         return read_json_object(path / "config.json")
     if (known := find_model(model)) is not None:
