@@ -109,8 +109,10 @@ def _container_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 def available_memory() -> int:
     """Bytes that can be allocated without swapping: the system's estimate, or what a container's limit leaves."""
     free = _meminfo_available()
-    limits = (_container_free(Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-              _container_free(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"))
+    limits = (
+        _container_free(Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        _container_free(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    )
     return min([free, *(limit for limit in limits if limit is not None)])
 
 
@@ -148,8 +150,12 @@ def process_memory() -> ProcessMemory:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return ProcessMemory(peak if sys.platform == "darwin" else peak * 1024, 0, 0, 0)
     found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)}
-    return ProcessMemory(found.get("VmHWM", 0), found.get("VmRSS", 0),
-                         found.get("RssAnon", 0) + found.get("RssShmem", 0), found.get("RssFile", 0))
+    return ProcessMemory(
+        found.get("VmHWM", 0),
+        found.get("VmRSS", 0),
+        found.get("RssAnon", 0) + found.get("RssShmem", 0),
+        found.get("RssFile", 0),
+    )
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", None, "")
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 LOAD_WORD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, KILL_PROCESS = 0x7FFF0000, 0x80000000
-SYSCALL_NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16   # offsets in struct seccomp_data
+SYSCALL_NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 SOCKET_CALLS = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 AF_INET, AF_INET6 = 2, 10
 
@@ -64,10 +64,16 @@ def _filter_system_calls() -> bool:
         return False
     architecture, socket_call = known
     instructions = (
-        (LOAD_WORD, 0, 0, ARCHITECTURE), (JUMP_IF_EQUAL, 0, 6, architecture),
-        (LOAD_WORD, 0, 0, SYSCALL_NUMBER), (JUMP_IF_EQUAL, 0, 4, socket_call),
-        (LOAD_WORD, 0, 0, FIRST_ARGUMENT), (JUMP_IF_EQUAL, 1, 0, AF_INET), (JUMP_IF_EQUAL, 0, 1, AF_INET6),
-        (RETURN, 0, 0, KILL_PROCESS), (RETURN, 0, 0, ALLOW))
+        (LOAD_WORD, 0, 0, ARCHITECTURE),
+        (JUMP_IF_EQUAL, 0, 6, architecture),
+        (LOAD_WORD, 0, 0, SYSCALL_NUMBER),
+        (JUMP_IF_EQUAL, 0, 4, socket_call),
+        (LOAD_WORD, 0, 0, FIRST_ARGUMENT),
+        (JUMP_IF_EQUAL, 1, 0, AF_INET),
+        (JUMP_IF_EQUAL, 0, 1, AF_INET6),
+        (RETURN, 0, 0, KILL_PROCESS),
+        (RETURN, 0, 0, ALLOW),
+    )
     packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     program = _Program(len(instructions), packed)
     prctl = ctypes.CDLL(None, use_errno=True).prctl

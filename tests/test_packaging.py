@@ -1,11 +1,10 @@
 """What `pip install` puts together: the kernels' sources, the data files, the pinned runtime."""
 
 import tomllib
-from pathlib import Path
 
 from medlite import __version__
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 KERNELS = PROJECT["tool"]["setuptools"]["ext-modules"][0]
 
@@ -24,7 +23,7 @@ def test_the_version_is_stated_once() -> None:
 
 
 def test_the_runtime_is_pinned_alike_everywhere() -> None:
-    """quantize/ggml.py and the engine call this version's C functions."""
+    """quantize/stream/ggml.py and the engine call this version's C functions."""
     (pin,) = [row for row in PROJECT["project"]["dependencies"] if row.startswith("llama-cpp-python")]
     assert "==" in pin
     assert pin in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.floor import NoiseFloor
-from bench.runs import TaskComparison
+from bench.compare.floor import NoiseFloor
+from bench.compare.runs import TaskComparison
 from medlite.errors import OutputError
 
 

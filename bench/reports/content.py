@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.calibration import Calibration, calibrate
-from bench.compare import Divergence
-from bench.floor import NoiseFloor
-from bench.intervals import Interval
-from bench.record import RunRecord
-from bench.runs import TaskComparison
-from bench.safety import Marked, marked_flips
+from bench.compare.calibration import Calibration, calibrate
+from bench.compare.compare import Divergence
+from bench.compare.floor import NoiseFloor
+from bench.compare.intervals import Interval
+from bench.compare.runs import TaskComparison
+from bench.compare.safety import Marked, marked_flips
+from bench.run.record import RunRecord
 
 NOTHING = "–"
 
@@ -41,8 +41,9 @@ class Evidence:
 
 def evidence_of(comparison: TaskComparison, floor: NoiseFloor | None) -> Evidence:
     """The evidence of a task; calibrates every run once."""
-    return Evidence(comparison, floor, tuple(
-        calibrate(record.samples) for record in (comparison.baseline, *comparison.candidates)))
+    return Evidence(
+        comparison, floor, tuple(calibrate(record.samples) for record in (comparison.baseline, *comparison.candidates))
+    )
 
 
 def turned(one: TaskComparison) -> list[tuple[str, tuple[Marked, ...]]]:

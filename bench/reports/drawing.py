@@ -23,18 +23,23 @@ FONT = 12.5
 WIDTH, HEIGHT = 370, 270  # units; about a CSS pixel where the page shows three plots in a row
 LEGEND_ROW = 20
 LEGEND_COLUMNS = 3
-BAR = 26                  # units that a bar takes, its gap included
-FRAME = 66                # units above and below the bars of a bar plot, for axis and label
+BAR = 26  # units that a bar takes, its gap included
+FRAME = 66  # units above and below the bars of a bar plot, for axis and label
 
 SERIES = tuple(f"#c0de0{i}" for i in range(8))
 GRID, AXIS, PAPER = "#c0de10", "#c0de11", "#c0de12"
+# fmt: off
 VARIABLES = {**{colour: f"var(--c{i})" for i, colour in enumerate(SERIES)},
              GRID: "var(--rule)", AXIS: "var(--dim)", PAPER: "var(--card)"}
+# fmt: on
 # Told apart without colour: a marker and a dash each.
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+# fmt: off
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0, (10, 3)), (0, (4, 1)), (0, (1, 1)),
                            (0, (5, 1, 1, 1, 1, 1)))
+# fmt: on
 
+# fmt: off
 RC: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans",
     "font.size": FONT, "axes.labelsize": FONT, "xtick.labelsize": FONT, "ytick.labelsize": FONT,
@@ -45,6 +50,7 @@ RC: dict[str, Any] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8,
     "lines.linewidth": 1.8, "lines.markersize": 6, "hatch.linewidth": 1.5, "hatch.color": PAPER,
 }
+# fmt: on
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 TIP = "tip:"  # a gid that begins so becomes the element's tooltip
 
@@ -74,8 +80,9 @@ def draw(name: str, title: str, height: float, paint: Callable[["Figure"], None]
 def inline(svg: str, name: str, title: str) -> str:
     """A whole SVG file as an element of a page: its colours, font and ids made the page's."""
     body = svg[svg.index("<svg") :].rstrip()
-    body = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>",
-                  rf'<svg \1 role="img" aria-label="{escape(title)}">', body, count=1)
+    body = re.sub(
+        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(title)}">', body, count=1
+    )
     body = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", body)
@@ -92,15 +99,21 @@ def inline(svg: str, name: str, title: str) -> str:
 
 def series(i: int) -> dict[str, Any]:
     """Colour, marker and dash of series i."""
-    return {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i % len(DASHES)]}
+    return {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
 def legend(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
     """The names of what `axes` shows, below it in columns."""
     columns = legend_columns(names)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, handlelength=2.2,
-                  columnspacing=1.2, borderpad=0, labelspacing=0.3)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.2,
+        columnspacing=1.2,
+        borderpad=0,
+        labelspacing=0.3,
+    )
 
 
 def legend_columns(names: Sequence[str]) -> int:

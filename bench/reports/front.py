@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.compare import accuracy
-from bench.record import RunRecord
+from bench.compare.compare import accuracy
+from bench.run.record import RunRecord
 
 
 def file_bytes(record: RunRecord) -> int:

@@ -1,10 +1,10 @@
 """Versions, hashes, seeds: what makes the numbers of a report repeatable."""
 
-from bench.compare import label
-from bench.intervals import LEVEL
-from bench.record import RunRecord
+from bench.compare.compare import label
+from bench.compare.intervals import LEVEL
+from bench.compare.runs import POOLED, TaskComparison
 from bench.reports.content import in_points
-from bench.runs import POOLED, TaskComparison
+from bench.run.record import RunRecord
 
 
 def method_lines(one: TaskComparison) -> list[str]:
@@ -12,8 +12,11 @@ def method_lines(one: TaskComparison) -> list[str]:
     b = one.baseline
     records = (b, *one.candidates)
     if one.task == POOLED:
-        return [f"All right-or-wrong tasks pooled, {len(b.samples):,} rows; a question that stands in two sets counts "
-                "once. Artifacts and costs stand with the tasks.", *_warnings(one)]
+        return [
+            f"All right-or-wrong tasks pooled, {len(b.samples):,} rows; a question that stands in two sets counts "
+            "once. Artifacts and costs stand with the tasks.",
+            *_warnings(one),
+        ]
     lines = [
         f"Question set {b.task.name} ({b.task.source}, revision {b.task.revision or 'embedded or local'}, licence "
         f"{b.task.licence}), {b.task.n_samples:,} of {b.task.n_all:,} questions, sha256 {b.task.dataset_sha256[:16]}, "
@@ -27,8 +30,9 @@ def method_lines(one: TaskComparison) -> list[str]:
     for record in records:
         for note in record.performance.notes:
             notes.setdefault(note, []).append(label(record))
-    lines += [f"{'All runs' if len(names) == len(records) else ', '.join(names)}: {note}."
-              for note, names in notes.items()]
+    lines += [
+        f"{'All runs' if len(names) == len(records) else ', '.join(names)}: {note}." for note, names in notes.items()
+    ]
     return [*lines, *_warnings(one)]
 
 
@@ -42,11 +46,16 @@ def artifact_line(record: RunRecord) -> str:
     """File, hash, engine, device and versions of one run."""
     e, a = record.engine, record.artifact
     made_from = f" from {a.source}" if a.source else ""
-    versions = ", ".join(f"{name} {record.environment[name]}" for name in ("medlite", "python", "numpy", "system")
-                         if name in record.environment)
-    return (f"{label(record)}: {a.file_name}{made_from}, sha256 {a.sha256[:16]}, "
-            f"{e.get('engine_version') or e.get('engine')}, {e.get('device')} ({e.get('device_name') or 'no name'}), "
-            f"{e.get('n_threads') or 'unknown'} threads; {versions}.")
+    versions = ", ".join(
+        f"{name} {record.environment[name]}"
+        for name in ("medlite", "python", "numpy", "system")
+        if name in record.environment
+    )
+    return (
+        f"{label(record)}: {a.file_name}{made_from}, sha256 {a.sha256[:16]}, "
+        f"{e.get('engine_version') or e.get('engine')}, {e.get('device')} ({e.get('device_name') or 'no name'}), "
+        f"{e.get('n_threads') or 'unknown'} threads; {versions}."
+    )
 
 
 def _warnings(one: TaskComparison) -> list[str]:

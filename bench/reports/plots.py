@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.calibration import Calibration
-from bench.compare import Comparison, accuracy, label, per_question_kl
-from bench.record import RunRecord
+from bench.compare.calibration import Calibration
+from bench.compare.compare import Comparison, accuracy, label, per_question_kl
+from bench.compare.runs import POOLED, TaskComparison
 from bench.reports.content import Evidence
 from bench.reports.drawing import (
     AXIS,
@@ -28,7 +28,7 @@ from bench.reports.drawing import (
     tick_text,
 )
 from bench.reports.front import file_bytes, memory_bytes, pareto
-from bench.runs import POOLED, TaskComparison
+from bench.run.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,22 +56,34 @@ def all_plots(evidence: Evidence, prefix: str) -> list[Plot]:
         ("What the peak of resident memory is for.", split_plot),
     ]
     makers: list[tuple[str, Maker]] = [
-        ("Loss against the baseline with its 95 % interval. Left of the dashed margin as a whole: non-inferior.",
-         loss_plot),
-        ("Accuracy against peak memory (resident, and GPU where measured). The line joins what no other artifact "
-         "beats in both.", memory_plot),
+        (
+            "Loss against the baseline with its 95 % interval. Left of the dashed margin as a whole: non-inferior.",
+            loss_plot,
+        ),
+        (
+            "Accuracy against peak memory (resident, and GPU where measured). The line joins what no other artifact "
+            "beats in both.",
+            memory_plot,
+        ),
         ("Accuracy against file size. The line joins what no other artifact beats in both.", size_plot),
         ("Answers that changed. Hatched: near-ties, where the baseline was close to undecided.", flips_plot),
-        ("Distance from the baseline at the answer: share of questions whose KL divergence is below each value.",
-         kl_plot),
+        (
+            "Distance from the baseline at the answer: share of questions whose KL divergence is below each value.",
+            kl_plot,
+        ),
         ("Calibration: accuracy in ten bins of confidence. On the diagonal, confidence is right.", reliability_plot),
         ("Risk and coverage: errors when only the most confident answers are given.", risk_plot),
         *(costs if evidence.comparison.task != POOLED else []),
     ]
     plots = [Plot(caption, make(evidence, f"{prefix}-{make.__name__}")) for caption, make in makers]
     one = evidence.comparison
-    plots += [Plot(f"Loss by subject, {c.candidate}, 95 % intervals; in brackets the questions.",
-                   subject_plot(one, i, f"{prefix}-subject{i}")) for i, c in enumerate(one.comparisons)]
+    plots += [
+        Plot(
+            f"Loss by subject, {c.candidate}, 95 % intervals; in brackets the questions.",
+            subject_plot(one, i, f"{prefix}-subject{i}"),
+        )
+        for i, c in enumerate(one.comparisons)
+    ]
     return [plot for plot in plots if plot.svg]
 
 
@@ -85,9 +97,14 @@ def loss_plot(evidence: Evidence, name: str) -> str:
         axes = figure.add_subplot()
         for i, c in enumerate(one.comparisons):
             loss = c.loss_points
-            axes.errorbar(loss.value, i, xerr=[[loss.value - loss.low], [loss.high - loss.value]],
-                          color=series(i + 1)["color"], marker=series(i + 1)["marker"],
-                          gid=f"{TIP}{c.candidate}: {loss.value:+.2f} points")
+            axes.errorbar(
+                loss.value,
+                i,
+                xerr=[[loss.value - loss.low], [loss.high - loss.value]],
+                color=series(i + 1)["color"],
+                marker=series(i + 1)["marker"],
+                gid=f"{TIP}{c.candidate}: {loss.value:+.2f} points",
+            )
         axes.axvline(0, color=AXIS, linewidth=1)
         for margin in {c.verdict.margin_points for c in one.comparisons}:
             axes.axvline(margin, color=AXIS, linewidth=1.5, linestyle=(0, (5, 3)))
@@ -107,9 +124,7 @@ def size_plot(evidence: Evidence, name: str) -> str:
     return _front_plot(evidence, name, "file size, GB", "Accuracy against file size", file_bytes)
 
 
-def _front_plot(
-    evidence: Evidence, name: str, x_label: str, title: str, n_bytes: Callable[[RunRecord], int],
-) -> str:
+def _front_plot(evidence: Evidence, name: str, x_label: str, title: str, n_bytes: Callable[[RunRecord], int]) -> str:
     rows = [(i, label(r), n_bytes(r), accuracy(r)) for i, r in enumerate(evidence.records) if n_bytes(r)]
     if len(rows) < 2:
         return ""
@@ -121,9 +136,16 @@ def _front_plot(
         axes = figure.add_subplot()
         axes.plot(*zip(*front, strict=True), color=AXIS, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for i, artifact, size, a in rows:
-            axes.errorbar(size / scale, 100 * a.value, yerr=[[100 * (a.value - a.low)], [100 * (a.high - a.value)]],
-                          color=series(i)["color"], marker=series(i)["marker"], label=artifact, linestyle="none",
-                          gid=f"{TIP}{artifact}: {size / scale:.3g} {unit}, {100 * a.value:.1f} %")
+            axes.errorbar(
+                size / scale,
+                100 * a.value,
+                yerr=[[100 * (a.value - a.low)], [100 * (a.high - a.value)]],
+                color=series(i)["color"],
+                marker=series(i)["marker"],
+                label=artifact,
+                linestyle="none",
+                gid=f"{TIP}{artifact}: {size / scale:.3g} {unit}, {100 * a.value:.1f} %",
+            )
         axes.set_xlabel(x_label.replace("GB", unit))
         axes.set_ylabel("accuracy, %")
         plain_ticks(axes)
@@ -139,8 +161,11 @@ def flips_plot(evidence: Evidence, name: str) -> str:
         return ""
     n = len(one.baseline.samples)
     kinds: tuple[tuple[str, str, bool | None, int], ...] = (
-        ("right→wrong, confident", "right_to_wrong", False, 1), ("right→wrong, near-tie", "right_to_wrong", True, 1),
-        ("wrong→right", "wrong_to_right", None, 2), ("wrong→other wrong", "wrong_to_other_wrong", None, 6))
+        ("right→wrong, confident", "right_to_wrong", False, 1),
+        ("right→wrong, near-tie", "right_to_wrong", True, 1),
+        ("wrong→right", "wrong_to_right", None, 2),
+        ("wrong→other wrong", "wrong_to_other_wrong", None, 6),
+    )
 
     def count(c: Comparison, kind: str, near: bool | None) -> int:
         return sum(f.kind == kind and (near is None or f.near_tie == near) for f in c.flips)
@@ -150,8 +175,17 @@ def flips_plot(evidence: Evidence, name: str) -> str:
         left = np.zeros(len(one.comparisons))
         for words, kind, near, colour in kinds:
             widths = np.array([100 * count(c, kind, near) / n for c in one.comparisons])
-            bars = axes.barh(range(len(widths)), widths, 0.68, left, color=SERIES[colour], label=words,
-                             hatch="////" if near else None, edgecolor=PAPER if near else "none", linewidth=0)
+            bars = axes.barh(
+                range(len(widths)),
+                widths,
+                0.68,
+                left,
+                color=SERIES[colour],
+                label=words,
+                hatch="////" if near else None,
+                edgecolor=PAPER if near else "none",
+                linewidth=0,
+            )
             for bar, c in zip(bars, one.comparisons, strict=True):
                 bar.set_gid(f"{TIP}{c.candidate}: {count(c, kind, near)} {words}")
             left += widths
@@ -167,8 +201,10 @@ def kl_plot(evidence: Evidence, name: str) -> str:
     """Cumulative share of questions over the KL at the answer, log scale."""
     one = evidence.comparison
     pairs = zip(one.comparisons, one.candidates, strict=True)
-    curves = [(i + 1, c.candidate, np.sort(per_question_kl(one.baseline.samples, r.samples)))
-              for i, (c, r) in enumerate(pairs)]
+    curves = [
+        (i + 1, c.candidate, np.sort(per_question_kl(one.baseline.samples, r.samples)))
+        for i, (c, r) in enumerate(pairs)
+    ]
     curves = [curve for curve in curves if curve[2].size]
     if not curves:
         return ""
@@ -203,8 +239,14 @@ def reliability_plot(evidence: Evidence, name: str) -> str:
         axes = figure.add_subplot()
         axes.plot([start, 100], [start, 100], color=AXIS, linewidth=1, linestyle=(0, (4, 3)))
         for i, artifact, c in found:
-            axes.plot([100 * b.confidence for b in c.bins], [100 * b.accuracy for b in c.bins], **series(i),
-                      markersize=5, linewidth=1.2, label=artifact)
+            axes.plot(
+                [100 * b.confidence for b in c.bins],
+                [100 * b.accuracy for b in c.bins],
+                **series(i),
+                markersize=5,
+                linewidth=1.2,
+                label=artifact,
+            )
         axes.set_xlabel("confidence, %")
         axes.set_ylabel("accuracy, %")
         plain_ticks(axes)
@@ -297,17 +339,28 @@ def subject_plot(one: TaskComparison, index: int, name: str) -> str:
     if not rows:
         return ""
     kept = {row.subject for row in rows}
-    ends = [v for c in one.comparisons for s in c.subjects if s.subject in kept
-            for v in (s.loss_points.low, s.loss_points.high)]
+    ends = [
+        v
+        for c in one.comparisons
+        for s in c.subjects
+        if s.subject in kept
+        for v in (s.loss_points.low, s.loss_points.high)
+    ]
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
         axes.axvline(0, color=AXIS, linewidth=1)
         for i, row in enumerate(rows):
             loss = row.loss_points
-            axes.errorbar(loss.value, i, xerr=[[loss.value - loss.low], [loss.high - loss.value]], markersize=5,
-                          color=series(index + 1)["color"], marker=series(index + 1)["marker"],
-                          gid=f"{TIP}{row.subject}: {loss.value:+.1f} points, {row.n} questions")
+            axes.errorbar(
+                loss.value,
+                i,
+                xerr=[[loss.value - loss.low], [loss.high - loss.value]],
+                markersize=5,
+                color=series(index + 1)["color"],
+                marker=series(index + 1)["marker"],
+                gid=f"{TIP}{row.subject}: {loss.value:+.1f} points, {row.n} questions",
+            )
         margin = 0.04 * (max(ends) - min(ends))
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.set_xlabel("loss, percentage points")

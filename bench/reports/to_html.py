@@ -3,15 +3,15 @@
 from html import escape
 from typing import TYPE_CHECKING
 
-from bench.floor import NoiseFloor
-from bench.published import published_beside
+from bench.compare.floor import NoiseFloor
+from bench.compare.published import published_beside
+from bench.compare.runs import TaskComparison
+from bench.compare.safety import Marked
 from bench.reports.content import Table, evidence_of, turned
 from bench.reports.methods import method_lines
 from bench.reports.plots import all_plots
 from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
 from bench.reports.to_markdown import option
-from bench.runs import TaskComparison
-from bench.safety import Marked
 
 if TYPE_CHECKING:
     from bench.reports import Report
@@ -58,34 +58,46 @@ th,td{padding:.15rem .25rem;white-space:normal}details::details-content{content-
 """
 
 VERDICT_CLASSES = {"non-inferior": "good", "inferior": "bad", "inconclusive": "open"}
+# fmt: off
 KINDS = {"right_to_wrong": "turned wrong", "wrong_to_other_wrong": "wrong in another way",
          "wrong_to_right": "turned right"}
+# fmt: on
 
 
 def to_html(report: "Report") -> str:
     """The page: the verdicts, then task by task everything behind them."""
     names = ", ".join(one.task for one in report.tasks)
-    body = ['<p class="dim">medlite bench</p>', "<h1>What the low bits cost</h1>",
-            '<p class="dim">Every answer is paired with the full-precision model\'s answer to the same question. '
-            "Research and demonstration: a verdict about a question set, not about patients.</p>"]
+    body = [
+        '<p class="dim">medlite bench</p>',
+        "<h1>What the low bits cost</h1>",
+        '<p class="dim">Every answer is paired with the full-precision model\'s answer to the same question. '
+        "Research and demonstration: a verdict about a question set, not about patients.</p>",
+    ]
     overview = overview_table(report.tasks, report.floors)
     body += [table_html(overview)] if overview else []
     for number, one in enumerate(report.tasks):
         body += task_html(one, report.floors.get(one.task), f"t{number}")
     for found in published_beside(report.tasks):
         body.append(table_html(published_table(found)))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>medlite bench: {escape(names)}</title>'
-            '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" '
-            f'content="light dark"><style>{STYLE}</style></head><body>{"".join(body)}</body></html>\n')
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>medlite bench: {escape(names)}</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" '
+        f'content="light dark"><style>{STYLE}</style></head><body>{"".join(body)}</body></html>\n'
+    )
 
 
 def task_html(one: TaskComparison, floor: NoiseFloor | None, prefix: str) -> list[str]:
     """One task: answer, verdicts, figures, tables, the questions that turned, methods. prefix: of ids on the page."""
     evidence = evidence_of(one, floor)
-    body = [f"<h2>{escape(one.task)}: {len(one.baseline.samples):,} questions</h2>",
-            f'<p class="answer">{escape(answer_line(one))}</p>', table_html(verdict_table(one, floor))]
-    figures = (f"<figure>{plot.svg}<figcaption>{escape(plot.caption)}</figcaption></figure>"
-               for plot in all_plots(evidence, prefix))
+    body = [
+        f"<h2>{escape(one.task)}: {len(one.baseline.samples):,} questions</h2>",
+        f'<p class="answer">{escape(answer_line(one))}</p>',
+        table_html(verdict_table(one, floor)),
+    ]
+    figures = (
+        f"<figure>{plot.svg}<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        for plot in all_plots(evidence, prefix)
+    )
     body.append(f'<div class="plots">{"".join(figures)}</div>')
     body += [table_html(table) for table in tables_of(evidence)]
     questions = [questions_html(name, marked) for name, marked in turned(one)]
@@ -102,8 +114,10 @@ def table_html(table: Table) -> str:
         return title + note
     head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
     rows = "".join(f"<tr>{''.join(cell_html(cell) for cell in row)}</tr>" for row in table.rows)
-    return (f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>{note}")
+    return (
+        f'{title}<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{note}"
+    )
 
 
 def cell_html(cell: str) -> str:
@@ -121,19 +135,26 @@ def questions_html(name: str, marked: tuple[Marked, ...]) -> str:
         return ""
     items = "".join(question_html(one) for one in shown)
     n_wrong = sum(one.flip.kind == "right_to_wrong" for one in shown)
-    return (f"<details><summary>{escape(name)}: {len(shown)} changed answers, {n_wrong} turned wrong</summary>"
-            f"{items}</details>")
+    return (
+        f"<details><summary>{escape(name)}: {len(shown)} changed answers, {n_wrong} turned wrong</summary>"
+        f"{items}</details>"
+    )
 
 
 def question_html(one: Marked) -> str:
     """One changed answer: what happened, the question, the three answers, the words that mark it."""
     flip = one.flip
-    tags = "".join(f'<span class="tag">{escape(topic)}: {escape(", ".join(words[:4]))}</span>'
-                   for topic, words in one.topics.items())
+    tags = "".join(
+        f'<span class="tag">{escape(topic)}: {escape(", ".join(words[:4]))}</span>'
+        for topic, words in one.topics.items()
+    )
     sure = f"baseline was sure by {flip.baseline_margin_nats:.1f} nats" if flip.confident else "margin not known"
     margin = "near-tie at the baseline" if flip.near_tie else sure
-    key, before, after = (escape(option(one, i)) for i in (flip.answer, flip.baseline_prediction,
-                                                          flip.candidate_prediction))
-    return (f'<div class="q{" tie" if flip.near_tie else ""}"><b>{KINDS[flip.kind]}</b> '
-            f'<span class="dim">{escape(flip.id)} · {margin}</span>\n{escape(one.question)}\n'
-            f"key <b>{key}</b> · baseline {before} · candidate {after}\n{tags}</div>")
+    key, before, after = (
+        escape(option(one, i)) for i in (flip.answer, flip.baseline_prediction, flip.candidate_prediction)
+    )
+    return (
+        f'<div class="q{" tie" if flip.near_tie else ""}"><b>{KINDS[flip.kind]}</b> '
+        f'<span class="dim">{escape(flip.id)} · {margin}</span>\n{escape(one.question)}\n'
+        f"key <b>{key}</b> · baseline {before} · candidate {after}\n{tags}</div>"
+    )

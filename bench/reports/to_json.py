@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.calibration import Calibration, coverage_at_risk
-from bench.compare import label, per_question_kl
-from bench.intervals import holm
-from bench.published import published_beside
-from bench.record import RunRecord
+from bench.compare.calibration import Calibration, coverage_at_risk
+from bench.compare.compare import label, per_question_kl
+from bench.compare.intervals import holm
+from bench.compare.published import published_beside
+from bench.compare.runs import TaskComparison
+from bench.compare.safety import count_topics, marked_flips
 from bench.reports.content import Evidence, evidence_of
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
-from bench.runs import TaskComparison
-from bench.safety import count_topics, marked_flips
+from bench.run.record import RunRecord
 
 if TYPE_CHECKING:
     from bench.reports import Report
@@ -37,9 +37,15 @@ def task_json(evidence: Evidence) -> dict[str, Any]:
     one, base = evidence.comparison, evidence.calibrations[0]
     adjusted = holm([c.mcnemar_p for c in one.comparisons])
     samples = one.baseline.samples
-    front = {label(record): {"file": by_file, "memory": by_memory} for record, by_file, by_memory in zip(
-        evidence.records, on_front(evidence.records, file_bytes), on_front(evidence.records, memory_bytes),
-        strict=True)}
+    front = {
+        label(record): {"file": by_file, "memory": by_memory}
+        for record, by_file, by_memory in zip(
+            evidence.records,
+            on_front(evidence.records, file_bytes),
+            on_front(evidence.records, memory_bytes),
+            strict=True,
+        )
+    }
     return {
         "task": one.task,
         "smallest_non_inferior": smallest_non_inferior(one),
@@ -48,12 +54,15 @@ def task_json(evidence: Evidence) -> dict[str, Any]:
         "baseline": facts(one.baseline, base, base),
         "noise_floor": asdict(evidence.floor) if evidence.floor else None,
         "candidates": [
-            {**facts(record, calibration, base),
-             "comparison": {**comparison.to_json(), "p_holm": p, "kl_nats_by_share": kl_curve(one, record)},
-             "topics": [asdict(row) for row in count_topics(samples, comparison)],
-             "turned": [asdict(marked) for marked in marked_flips(samples, comparison)]}
+            {
+                **facts(record, calibration, base),
+                "comparison": {**comparison.to_json(), "p_holm": p, "kl_nats_by_share": kl_curve(one, record)},
+                "topics": [asdict(row) for row in count_topics(samples, comparison)],
+                "turned": [asdict(marked) for marked in marked_flips(samples, comparison)],
+            }
             for record, calibration, comparison, p in zip(
-                one.candidates, evidence.calibrations[1:], one.comparisons, adjusted, strict=True)
+                one.candidates, evidence.calibrations[1:], one.comparisons, adjusted, strict=True
+            )
         ],
     }
 
@@ -69,19 +78,31 @@ def facts(record: RunRecord, calibration: Calibration | None, base: Calibration 
     known: dict[str, Any] | None = None
     if calibration and base:
         at = np.maximum(1, np.ceil(SHARES * calibration.n).astype(int)) - 1
-        known = {"n": calibration.n, "ece": asdict(calibration.ece), "brier": asdict(calibration.brier),
-                 "nll_nats": asdict(calibration.nll_nats), "aurc": calibration.aurc,
-                 "bins": [asdict(one) for one in calibration.bins],
-                 "risk_by_share": [float(risk) for risk in calibration.risks[at]],
-                 "coverage_at_baseline_error": coverage_at_risk(calibration.risks, float(base.risks[-1]))}
+        known = {
+            "n": calibration.n,
+            "ece": asdict(calibration.ece),
+            "brier": asdict(calibration.brier),
+            "nll_nats": asdict(calibration.nll_nats),
+            "aurc": calibration.aurc,
+            "bins": [asdict(one) for one in calibration.bins],
+            "risk_by_share": [float(risk) for risk in calibration.risks[at]],
+            "coverage_at_baseline_error": coverage_at_risk(calibration.risks, float(base.risks[-1])),
+        }
     costs = record.performance
     return {
-        "artifact": asdict(record.artifact), "engine": record.engine, "task": asdict(record.task),
-        "settings": asdict(record.settings), "environment": record.environment,
-        "performance": {**asdict(costs), "questions_per_second": costs.questions_per_second,
-                        "cpu_joules_per_question": costs.joules_per_question(costs.cpu_joules),
-                        "gpu_joules_per_question": costs.joules_per_question(costs.gpu_joules)},
+        "artifact": asdict(record.artifact),
+        "engine": record.engine,
+        "task": asdict(record.task),
+        "settings": asdict(record.settings),
+        "environment": record.environment,
+        "performance": {
+            **asdict(costs),
+            "questions_per_second": costs.questions_per_second,
+            "cpu_joules_per_question": costs.joules_per_question(costs.cpu_joules),
+            "gpu_joules_per_question": costs.joules_per_question(costs.gpu_joules),
+        },
         "all_rows_accuracy": record.n_correct / len(record.samples),
         "mean_of_subjects": mean_of_subjects(record.samples),
-        "prompts_sha256": record.prompts_sha256, "calibration": known,
+        "prompts_sha256": record.prompts_sha256,
+        "calibration": known,
     }

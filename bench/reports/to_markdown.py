@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from bench.published import published_beside
+from bench.ask.question import LETTERS
+from bench.compare.published import published_beside
+from bench.compare.safety import Marked
 from bench.reports.content import Table, evidence_of, turned
 from bench.reports.methods import method_lines
 from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
-from bench.safety import Marked
-from bench.task import LETTERS
 
 if TYPE_CHECKING:
     from bench.reports import Report
@@ -17,8 +17,12 @@ MOST_QUESTIONS = 20  # listed in full; the HTML report and the JSON have them al
 
 def to_markdown(report: "Report") -> str:
     """The verdicts first, then every table of every task, the questions that turned wrong, the methods."""
-    parts = ["# What the low bits cost", "",
-             "Research and demonstration: a verdict about a question set, not about patients.", ""]
+    parts = [
+        "# What the low bits cost",
+        "",
+        "Research and demonstration: a verdict about a question set, not about patients.",
+        "",
+    ]
     overview = overview_table(report.tasks, report.floors)
     parts += table_lines(overview, level=2) if overview else []
     for one in report.tasks:

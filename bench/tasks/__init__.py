@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.task import Task
+from bench.ask.question import Task
 from bench.tasks import demo, medmcqa, medqa, mmlu_medical, pubmedqa, truthfulqa
 from medlite.errors import TaskError
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.prompts import question_letters_answer
-from bench.task import Sample, Task
+from bench.ask.prompts import question_letters_answer
+from bench.ask.question import Sample, Task
 from bench.tasks.local import read_samples
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import question_letters_answer
-from bench.task import LETTERS, Sample, Task
+from bench.ask.prompts import question_letters_answer
+from bench.ask.question import LETTERS, Sample, Task
 from bench.tasks.rows import checked, read_csv, read_jsonl, read_parquet
 from medlite.errors import TaskError
 
@@ -48,17 +48,26 @@ def sample_from_row(row: Any, where: str) -> Sample:
     if not isinstance(true_options, list):
         raise TaskError(f"{where}: true_options hold {true_options!r}, a list of letters was needed")
     return Sample(
-        id=sample_id, question=question, options=options,
-        answer=_index(letters, _text(row, "answer", where).strip(), where), context=str(context),
-        subject=str(row.get("subject") or ""), true_options=tuple(_index(letters, one, where) for one in true_options),
+        id=sample_id,
+        question=question,
+        options=options,
+        answer=_index(letters, _text(row, "answer", where).strip(), where),
+        context=str(context),
+        subject=str(row.get("subject") or ""),
+        true_options=tuple(_index(letters, one, where) for one in true_options),
     )
 
 
 def local_task(path: Path) -> Task:
     """A task over the user's own file, prompted like medqa_4options."""
     return Task(
-        name=f"local:{path.name}", title=f"Questions of {path.name}", n_samples=0, licence="the user's own",
-        source=path.name, read=lambda _: read_samples(path), build_prompt=question_letters_answer,
+        name=f"local:{path.name}",
+        title=f"Questions of {path.name}",
+        n_samples=0,
+        licence="the user's own",
+        source=path.name,
+        read=lambda _: read_samples(path),
+        build_prompt=question_letters_answer,
     )
 
 

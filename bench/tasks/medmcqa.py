@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import question_choices_answer
-from bench.task import HubFile, Sample, Task
+from bench.ask.prompts import question_choices_answer
+from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.rows import checked, read_parquet
 from medlite.errors import TaskError
 
@@ -21,6 +21,7 @@ def to_sample(row: Mapping[str, Any]) -> Sample:
 
 def read(paths: Sequence[Path]) -> list[Sample]:
     """The 4,183 validation questions; 21 of them have two equal options and are kept."""
+
     def samples() -> Any:
         for where, row in read_parquet(paths[0]):
             try:
@@ -37,8 +38,13 @@ TASK = Task(
     n_samples=4183,
     licence="MIT (authors' repository); Apache-2.0 (hub copy)",
     source="openlifescienceai/medmcqa",
-    files=(HubFile("openlifescienceai/medmcqa", "data/validation-00000-of-00001.parquet",
-                   "91c6572c454088bf71b679ad90aa8dffcd0d5868"),),
+    files=(
+        HubFile(
+            "openlifescienceai/medmcqa",
+            "data/validation-00000-of-00001.parquet",
+            "91c6572c454088bf71b679ad90aa8dffcd0d5868",
+        ),
+    ),
     read=read,
     build_prompt=question_choices_answer,
     harness_task="medmcqa",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import question_letters_answer
-from bench.task import HubFile, Sample, Task
+from bench.ask.prompts import question_letters_answer
+from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.rows import Row, checked, parse_json, read_jsonl, read_member
 from medlite.errors import TaskError
 
@@ -26,8 +26,13 @@ def sample_of_five(row: Mapping[str, Any], number: int) -> Sample:
     """A row of the 5-option set: question, options by letter, answer_idx a letter, meta_info the exam step."""
     letters = sorted(row["options"])
     options = tuple(str(row["options"][letter]) for letter in letters)
-    return Sample(f"test-{number:05}", str(row["question"]), options, letters.index(str(row["answer_idx"])),
-                  subject=str(row.get("meta_info", "")))
+    return Sample(
+        f"test-{number:05}",
+        str(row["question"]),
+        options,
+        letters.index(str(row["answer_idx"])),
+        subject=str(row.get("meta_info", "")),
+    )
 
 
 def read_four(paths: Sequence[Path]) -> list[Sample]:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import mmlu
-from bench.task import HubFile, Sample, Task
+from bench.ask.prompts import mmlu
+from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.rows import checked, read_parquet
 from medlite.errors import TaskError
 
 REPO, REVISION = "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"
+# fmt: off
 SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
             "professional_medicine")
+# fmt: on
 
 
 def to_sample(row: Mapping[str, Any], subject: str, split: str, number: int) -> Sample:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import abstract_question_answer
-from bench.task import HubFile, Sample, Task
+from bench.ask.prompts import abstract_question_answer
+from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.rows import checked, parse_json, read_member
 from medlite.errors import TaskError
 
@@ -18,8 +18,13 @@ MEMBER = "pqal_test_set.json"
 
 def to_sample(pmid: str, row: Mapping[str, Any]) -> Sample:
     """An entry: QUESTION, CONTEXTS (paragraphs of the abstract without its conclusion), final_decision."""
-    return Sample(pmid, str(row["QUESTION"]), OPTIONS, OPTIONS.index(str(row["final_decision"])),
-                  context="\n".join(str(part) for part in row["CONTEXTS"]))
+    return Sample(
+        pmid,
+        str(row["QUESTION"]),
+        OPTIONS,
+        OPTIONS.index(str(row["final_decision"])),
+        context="\n".join(str(part) for part in row["CONTEXTS"]),
+    )
 
 
 def read(paths: Sequence[Path]) -> list[Sample]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.task import Sample
+from bench.ask.question import Sample
 from medlite.errors import MissingExtraError, TaskError
 
 Row = tuple[str, Any]  # the row's name for errors ("FILE line 3"), the row
@@ -80,8 +80,11 @@ def checked(samples: Iterable[tuple[str, Sample]], *, duplicate_options: str = "
         named = f"{where} (id {sample.id})"
         if not 0 <= sample.answer < len(sample.options):
             raise TaskError(f"{named}: answer {sample.answer} of {len(sample.options)} options")
-        for what, text in (("id", sample.id), ("question", sample.question), *zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-                                                                                 sample.options, strict=False)):
+        for what, text in (
+            ("id", sample.id),
+            ("question", sample.question),
+            *zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", sample.options, strict=False),
+        ):
             if not text.strip():
                 raise TaskError(f"{named}: {what} is empty")
         if duplicate_options == "error":
@@ -100,6 +103,8 @@ def check_distinct(options: Sequence[str], where: str) -> None:
         plain = " ".join(option.split())
         if plain in first:
             letters = f"{chr(65 + first[plain])} and {chr(65 + i)}"
-            raise TaskError(f"{where}: options {letters} are the same text {plain:.60}",
-                            hint="a question with two equal options has no single right letter: correct the row")
+            raise TaskError(
+                f"{where}: options {letters} are the same text {plain:.60}",
+                hint="a question with two equal options has no single right letter: correct the row",
+            )
         first[plain] = i

@@ -7,21 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.prompts import truthfulqa
-from bench.task import HubFile, Sample, Task
+from bench.ask.prompts import truthfulqa
+from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.rows import checked, read_parquet
 from medlite.errors import TaskError
 
+# fmt: off
 FILE = HubFile("truthfulqa/truthful_qa", "multiple_choice/validation-00000-of-00001.parquet",
                "741b8276f2d1982aa3d5b832d3ee81ed3b896490")
+# fmt: on
 
 
 def to_sample(row: Mapping[str, Any], number: int, targets: str) -> Sample:
     """A row: question, and mc1_targets or mc2_targets with choices and labels (1: true)."""
     choices, labels = row[targets]["choices"], row[targets]["labels"]
     true = tuple(i for i, label in enumerate(labels) if label == 1)
-    return Sample(f"truthfulqa-{number:03}", str(row["question"]), tuple(str(choice) for choice in choices), true[0],
-                  true_options=true if targets == "mc2_targets" else ())
+    return Sample(
+        f"truthfulqa-{number:03}",
+        str(row["question"]),
+        tuple(str(choice) for choice in choices),
+        true[0],
+        true_options=true if targets == "mc2_targets" else (),
+    )
 
 
 def _read(paths: Sequence[Path], targets: str) -> list[Sample]:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medlite.artifact import Artifact, describe, describe_onnx
 from medlite.chat.conversation import Conversation
-from medlite.chat.prompt import gguf_prompting, onnx_prompting
-from medlite.chat.template import ChatTemplate
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
-from medlite.gguf_format import read_header
-from medlite.onnx_format import is_onnx_folder, read_onnx_facts
-from medlite.registry import DEMO_NAME, demo_artifact, resolve_model
+from medlite.formats.artifact import Artifact, describe, describe_onnx
+from medlite.formats.chat_template import ChatTemplate
+from medlite.formats.gguf import read_header
+from medlite.formats.onnx_folder import is_onnx_folder, read_onnx_facts
+from medlite.models.prompt_formats import gguf_prompting, onnx_prompting
+from medlite.models.registry import DEMO_NAME, demo_artifact, resolve_model
 
 DEFAULT_SETTINGS = GenerationSettings()
 
@@ -33,8 +33,9 @@ class LoadedModel:
         """A new conversation."""
         return Conversation(self.engine, self.template, system, settings)
 
-    def stream(self, question: str, *, system: str = "",
-               settings: GenerationSettings = DEFAULT_SETTINGS) -> Iterator[GeneratedToken]:
+    def stream(
+        self, question: str, *, system: str = "", settings: GenerationSettings = DEFAULT_SETTINGS
+    ) -> Iterator[GeneratedToken]:
         """The answer to one question, token by token. Raises ContextError if the question does not fit."""
         conversation = self.chat(system, settings)
         # A single answer needs no more room than it was given; only a conversation keeps some for later.
@@ -58,9 +59,16 @@ class LoadedModel:
         self.close()
 
 
-def load(model: str | Path, *, device: str = "auto", n_context: int | None = None, n_threads: int | None = None,
-         kv_type: str = "f16", prompt_format: str = "",
-         on_progress: Callable[[float], None] | None = None) -> LoadedModel:
+def load(
+    model: str | Path,
+    *,
+    device: str = "auto",
+    n_context: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str = "f16",
+    prompt_format: str = "",
+    on_progress: Callable[[float], None] | None = None,
+) -> LoadedModel:
     """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`.
 
     prompt_format: a row of `catalog.PROMPT_FORMATS` instead of the file's own template.
@@ -73,8 +81,9 @@ def load(model: str | Path, *, device: str = "auto", n_context: int | None = Non
         header = read_header(path)
         artifact, prompting = describe(path, header), gguf_prompting(path, header, prompt_format)
         del header  # a large vocabulary takes 100 MB of Python strings
-    engine = open_engine(path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type,
-                         on_progress=on_progress)
+    engine = open_engine(
+        path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type, on_progress=on_progress
+    )
     if path.parent == demo_artifact().parent:  # the file says checkpoint, which is what its folder is called
         artifact = replace(artifact, name=DEMO_NAME)
     note = prompting.note or missing_marks(engine, prompting.template)
@@ -87,5 +96,7 @@ def missing_marks(engine: Engine, template: ChatTemplate | None) -> str:
     missing = [mark for mark in marks if len(engine.tokenize(mark, add_bos=False, parse_special=True)) != 1]
     if not missing:
         return ""
-    return (f"The vocabulary has no {', '.join(missing)}, which the file's chat template writes: replies will suffer. "
-            "--prompt-format NAME takes another format.")
+    return (
+        f"The vocabulary has no {', '.join(missing)}, which the file's chat template writes: replies will suffer. "
+        "--prompt-format NAME takes another format."
+    )

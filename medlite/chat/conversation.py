@@ -6,18 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medlite.chat.session import SavedSession, Turn, read_session, state_path, write_session
-from medlite.chat.template import ChatTemplate, Message
-from medlite.engines.engine import (
-    Engine,
-    GeneratedToken,
-    GenerationSettings,
-    KeepsState,
-    OnPrompt,
-    RestoredState,
-)
+from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings, KeepsState, OnPrompt, RestoredState
 from medlite.errors import ContextError, MedliteError
+from medlite.formats.chat_template import ChatTemplate, Message
 
-REPLY_ROOM = 256                 # tokens kept free for a reply, less in a short context
+REPLY_ROOM = 256  # tokens kept free for a reply, less in a short context
 
 
 @dataclass
@@ -33,7 +26,7 @@ class ReplyStatistics:
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
     finish: str | None = None
-    log_probability: float = 0.0     # sum over the reply's tokens, nats
+    log_probability: float = 0.0  # sum over the reply's tokens, nats
 
     @property
     def tokens_per_second(self) -> float:
@@ -55,7 +48,7 @@ class Conversation:
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     turns: list[Turn] = field(default_factory=list)
     last: ReplyStatistics = field(default_factory=ReplyStatistics)
-    read: list[int] = field(default_factory=list, repr=False)   # the prompt that the engine read last
+    read: list[int] = field(default_factory=list, repr=False)  # the prompt that the engine read last
 
     # --- the prompt --------------------------------------------------------------------------------------------------
 
@@ -113,7 +106,8 @@ class Conversation:
             raise ContextError(
                 f"the conversation has {len(tokens)} tokens and a reply needs {self.reply_room}, "
                 f"the context holds {self.engine.info.n_context}",
-                hint="drop the oldest turns, shorten the text, or take a larger --context")
+                hint="drop the oldest turns, shorten the text, or take a larger --context",
+            )
         return self._stream(text, tokens, on_prompt)
 
     def _stream(self, text: str, tokens: list[int], on_prompt: OnPrompt | None) -> Iterator[GeneratedToken]:

@@ -59,8 +59,12 @@ def read_session(path: Path) -> SavedSession:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("user", "reply")):
             raise RecordError(f"{path}: turn {number} needs a user text and a reply text")
-    return SavedSession(model, system, float(temperature),
-                        tuple(Turn(turn["user"], turn["reply"], turn.get("finish")) for turn in turns))
+    return SavedSession(
+        model,
+        system,
+        float(temperature),
+        tuple(Turn(turn["user"], turn["reply"], turn.get("finish")) for turn in turns),
+    )
 
 
 def write_private(path: Path, text: str, *, force: bool = False) -> None:

@@ -20,9 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("medlite.cli.demo", "Quantize, run and measure the embedded model: the whole of medlite in a minute."),
     "quantize": ("medlite.cli.quantize", "Turn a Hugging Face checkpoint into low-bit GGUF files, in one pass."),
     "verify": ("medlite.cli.verify", "Check a GGUF file against its receipt, or against its source."),
-    "chat": ("medlite.cli.chat", "Talk with a model in the terminal, offline."),
+    "chat": ("medlite.cli.chat.command", "Talk with a model in the terminal, offline."),
     "generate": ("medlite.cli.generate", "Answer one prompt and exit."),
-    "bench": ("medlite.cli.bench", "Measure what low bits cost on medical questions."),
+    "bench": ("medlite.cli.bench.group", "Measure what low bits cost on medical questions."),
     "models": ("medlite.cli.models", "List the known models: size, licence, what is on this machine."),
     "pull": ("medlite.cli.pull", "Download a checkpoint or a ready GGUF file from the hub."),
     "fit": ("medlite.cli.fit", "Predict memory and speed on this machine, for every recipe and context."),
@@ -48,13 +48,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, epilog="""\b
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
 Examples:
   medlite demo
   medlite quantize ./Llama-3.2-1B-Instruct --recipe Q4_K_M
   medlite chat Llama-3.2-1B-Instruct-Q4_K_M.gguf
 
-Research and demonstration only: no medical device, not for diagnosis.""")
+Research and demonstration only: no medical device, not for diagnosis.""",
+)
 @click.version_option(__version__, prog_name="medlite")
 def cli() -> None:
     """Medical LLMs at low bits on the machine you have, with the loss measured."""

@@ -9,18 +9,21 @@ import click
 from medlite.cli import print_json
 
 if TYPE_CHECKING:
-    from bench.measure import Progress
-    from bench.record import RunRecord
-    from bench.summary import SummaryRow
+    from bench.compare.summary import SummaryRow
+    from bench.run.measure import Progress
+    from bench.run.record import RunRecord
 
 RECIPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
 
-@click.command("demo", epilog="""\b
+@click.command(
+    "demo",
+    epilog="""\b
 Examples:
   medlite demo
   medlite demo --json > demo.json
-  medlite demo --fresh         measure again instead of reading what was measured before""")
+  medlite demo --fresh         measure again instead of reading what was measured before""",
+)
 @click.option("--fresh", is_flag=True, help="Quantize and measure again.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as data.")
@@ -30,14 +33,19 @@ def command(fresh: bool, device: str, as_json: bool) -> None:
     The full-precision checkpoint becomes GGUF at BF16, Q8_0, Q4_K_M and Q2_K; each answers the embedded questions
     in a process of its own; the table shows what the low bits cost.
     """
-    from bench.summary import summarize
+    from bench.compare.summary import summarize
 
     paths = make_artifacts(fresh=fresh, quiet=as_json)
     records = [measured(path, device, fresh=fresh, quiet=as_json) for path in paths]
     rows = summarize(records[0], records[1:])
     if as_json:
-        print_json({"n_questions": len(records[0].samples), "device": records[0].engine.get("device_name"),
-                    "artifacts": [{"path": str(path), **row.to_json()} for path, row in zip(paths, rows, strict=True)]})
+        print_json(
+            {
+                "n_questions": len(records[0].samples),
+                "device": records[0].engine.get("device_name"),
+                "artifacts": [{"path": str(path), **row.to_json()} for path, row in zip(paths, rows, strict=True)],
+            }
+        )
         return
     show(rows, paths)
 
@@ -46,18 +54,19 @@ def make_artifacts(*, fresh: bool, quiet: bool) -> list[Path]:
     """The demo artifacts in the cache, quantized now where they are missing or of another checkpoint."""
     from medlite.cli.quantize import write_with_progress
     from medlite.demo import checkpoint_path
-    from medlite.registry import demo_artifact
-    from quantize.checkpoint import open_checkpoint
-    from quantize.plan import make_plan
-    from quantize.receipt import is_current
-    from quantize.recipes import RECIPES as ALL_RECIPES
-    from quantize.to_gguf import Output, WriteSettings
+    from medlite.models.registry import demo_artifact
+    from quantize.gguf.plan import make_plan
+    from quantize.gguf.receipt import is_current
+    from quantize.gguf.recipes import RECIPES as ALL_RECIPES
+    from quantize.source.checkpoint import open_checkpoint
+    from quantize.stream.writer import Output, WriteSettings
 
     checkpoint = open_checkpoint(checkpoint_path())
     paths = [demo_artifact(recipe) for recipe in RECIPES]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    outputs = [Output(make_plan(checkpoint, ALL_RECIPES[recipe]), path)
-               for recipe, path in zip(RECIPES, paths, strict=True)]
+    outputs = [
+        Output(make_plan(checkpoint, ALL_RECIPES[recipe]), path) for recipe, path in zip(RECIPES, paths, strict=True)
+    ]
     missing = [output for output in outputs if fresh or not is_current(output.plan, output.path)]
     if missing:
         write_with_progress(missing, WriteSettings(force=True), quiet=quiet)
@@ -66,8 +75,8 @@ def make_artifacts(*, fresh: bool, quiet: bool) -> list[Path]:
 
 def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord":
     """The record of the artifact at `path`: the kept one if nothing it depends on changed, else a new one."""
-    from bench.record import RunSettings
-    from bench.run import run_in_child
+    from bench.run.record import RunSettings
+    from bench.run.run import run_in_child
     from bench.tasks import demo
     from medlite.cli.display import progress_bar
     from medlite.demo import questions_path
@@ -91,8 +100,8 @@ def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord
 
 def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
     """The record in `kept`, None if it is of another artifact, question set, device or version of medlite."""
-    from bench.record import read_record
-    from bench.task import samples_sha256
+    from bench.ask.question import samples_sha256
+    from bench.run.record import read_record
     from bench.tasks import demo
     from medlite import __version__
     from medlite.errors import RecordError
@@ -104,20 +113,28 @@ def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
         record = read_record(kept)
     except RecordError:
         return None
-    stands = (record.artifact.sha256, record.settings.device, record.settings.protocol,
-              record.environment.get("medlite"), record.task.dataset_sha256)
+    stands = (
+        record.artifact.sha256,
+        record.settings.device,
+        record.settings.protocol,
+        record.environment.get("medlite"),
+        record.task.dataset_sha256,
+    )
     wanted = (file_sha256(path), device, demo.TASK.protocol, __version__, samples_sha256(demo.read(())))
     return record if record.complete and stands == wanted else None
 
 
 def show(rows: "Sequence[SummaryRow]", paths: Sequence[Path]) -> None:
     """Print the table and the commands that a user would type next."""
+    from medlite.cli.bench.tables import comparison_table
     from medlite.cli.display import stdout
-    from medlite.cli.tables import comparison_table
 
     stdout.print(comparison_table(rows))
-    stdout.print(f"{rows[0].n_samples:,} questions, one model of a few hundred facts: it shows the method and says "
-                 "nothing about medicine.", style="dim")
+    stdout.print(
+        f"{rows[0].n_samples:,} questions, one model of a few hundred facts: it shows the method and says "
+        "nothing about medicine.",
+        style="dim",
+    )
     stdout.print("\nNext:")
     stdout.print("  medlite chat demo                  ask it: What class of drug is metformin?")
     stdout.print("  medlite bench sweep ./YOUR-MODEL   the same on a model of your own")

@@ -21,15 +21,18 @@ GOOD, NOTE, WRONG = "good", "note", "wrong"
 MARKS = {GOOD: "[green]ok[/]  ", NOTE: "[dim]--[/]  ", WRONG: "[bold red]!![/]  "}
 
 # Processor features that the engines' kernels use, by /proc/cpuinfo's name. The first of a family is needed for speed.
+# fmt: off
 SHOWN_FEATURES = {
     "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI",
     "avx512_bf16": "AVX-512 BF16", "amx_int8": "AMX", "asimd": "NEON", "asimddp": "DOTPROD", "i8mm": "I8MM",
     "sve": "SVE"}
+# fmt: on
 SHOWN_PACKAGES = ("llama-cpp-python", "gguf", "numpy", "tokenizers", "huggingface-hub", "onnxruntime", "torch")
 
 # Engine -> (what is run in a process of its own and prints one JSON object; the extra that brings it, or "").
+# fmt: off
 PROBES: dict[str, tuple[str, str]] = {
-    "llamacpp": ("import json; from medlite.engines import llama_native as n; n.library(); "
+    "llamacpp": ("import json; from medlite.engines.llamacpp import native as n; n.library(); "
                  "print(json.dumps({'version': 'llama-cpp-python ' + n.SUPPORTED_VERSION, 'gpu': n.gpu_build()}))", ""),
     "ort": ("import json, os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime as o; "
             "print(json.dumps({'version': 'onnxruntime ' + o.__version__, "
@@ -37,6 +40,7 @@ PROBES: dict[str, tuple[str, str]] = {
     "torch": ("import json, torch, transformers; print(json.dumps({'version': 'torch ' + torch.__version__, "
               "'gpu': torch.cuda.is_available()}))", "torch"),
 }
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -59,15 +63,19 @@ class Probe:
     failure: str = ""
 
 
-@click.command("doctor", epilog="""\b
+@click.command(
+    "doctor",
+    epilog="""\b
 Examples:
   medlite doctor
   medlite doctor --json
   medlite doctor --offline-proof
 
-Exit code 0: nothing is wrong. 1: something is, and named with what mends it.""")
-@click.option("--offline-proof", is_flag=True,
-              help="Do every kind of work on the embedded model with the internet forbidden.")
+Exit code 0: nothing is wrong. 1: something is, and named with what mends it.""",
+)
+@click.option(
+    "--offline-proof", is_flag=True, help="Do every kind of work on the embedded model with the internet forbidden."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(offline_proof: bool, as_json: bool) -> None:
     """Check this machine, and say what to install.
@@ -85,8 +93,9 @@ def command(offline_proof: bool, as_json: bool) -> None:
     for finding in findings():
         found.append(finding)
         if not as_json:
-            stdout.print(f"{MARKS[finding.level]}[bold]{finding.name:<11}[/bold] {escape(finding.text)}",
-                         soft_wrap=True)
+            stdout.print(
+                f"{MARKS[finding.level]}[bold]{finding.name:<11}[/bold] {escape(finding.text)}", soft_wrap=True
+            )
             if finding.fix:
                 stdout.print(f"                {finding.fix}", soft_wrap=True, markup=False, style="cyan")
     if as_json:
@@ -116,13 +125,19 @@ def machine_findings() -> Iterator[Finding]:
     from medlite.devices import available_memory, cpu_features, cpu_name, physical_cores
     from medlite.files import cache_folder, format_bytes
 
-    yield Finding(GOOD, "system", f"{platform.system()} {platform.release()}, {platform.machine()}, "
-                                  f"Python {platform.python_version()}")
+    yield Finding(
+        GOOD,
+        "system",
+        f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}",
+    )
     features = cpu_features()
     shown = ", ".join(text for name, text in SHOWN_FEATURES.items() if name in features) or "features unknown"
     slow = platform.machine() in ("x86_64", "AMD64") and bool(features) and "avx2" not in features
-    yield Finding(NOTE if slow else GOOD, "processor",
-                  f"{cpu_name()}: {shown}" + ("; without AVX2 decoding is slow" if slow else ""))
+    yield Finding(
+        NOTE if slow else GOOD,
+        "processor",
+        f"{cpu_name()}: {shown}" + ("; without AVX2 decoding is slow" if slow else ""),
+    )
     yield Finding(GOOD, "cores", f"{physical_cores()} physical, {os.cpu_count()} logical")
     yield Finding(GOOD, "memory", f"{format_bytes(available_memory())} available of {format_bytes(total_memory())}")
     for name, folder in (("disk", cache_folder()), ("hub cache", hub_cache())):
@@ -166,8 +181,15 @@ def run_probe(code: str) -> Probe:
     """Run `code` in a child that prints a JSON object, and read its end: an answer, an error, or a signal."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        child = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8",
-                               errors="replace", timeout=PROBE_SECONDS, check=False, env=environment)
+        child = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            check=False,
+            env=environment,
+        )
     except subprocess.TimeoutExpired:
         return Probe(failure=f"it does not load within {PROBE_SECONDS} s")
     if child.returncode < 0:
@@ -205,11 +227,19 @@ def gpu_findings(llamacpp: Probe) -> Iterator[Finding]:
         yield Finding(NOTE, "GPU", "no NVIDIA GPU (nvidia-smi lists none); models run on the processor")
     for gpu in gpus:
         cuda = f", CUDA {gpu.cuda_version[0]}.{gpu.cuda_version[1]}" if gpu.cuda_version else ""
-        yield Finding(GOOD, "GPU", f"{gpu.name}: {format_bytes(gpu.n_bytes_free)} free of "
-                                   f"{format_bytes(gpu.n_bytes_total)}, driver {gpu.driver_version}{cuda}")
+        yield Finding(
+            GOOD,
+            "GPU",
+            f"{gpu.name}: {format_bytes(gpu.n_bytes_free)} free of "
+            f"{format_bytes(gpu.n_bytes_total)}, driver {gpu.driver_version}{cuda}",
+        )
     if gpus and llamacpp.version and not llamacpp.gpu:
-        yield Finding(WRONG, "GPU unused", "llama-cpp-python was built for the CPU only: this machine's GPU stands "
-                                           "idle", cuda_install_command(gpus[0].cuda_version))
+        yield Finding(
+            WRONG,
+            "GPU unused",
+            "llama-cpp-python was built for the CPU only: this machine's GPU stands idle",
+            cuda_install_command(gpus[0].cuda_version),
+        )
 
 
 def kernels_finding() -> Finding:
@@ -219,16 +249,23 @@ def kernels_finding() -> Finding:
     kernels = load()
     if kernels is not None:
         return Finding(GOOD, "kernels", f"quantize.kernels runs with {kernels.isa}")
-    return Finding(NOTE, "kernels", f"quantize uses ggml's functions, the same bytes more slowly: {missing_reason()}",
-                   "install a C++ compiler, then: pip install --force-reinstall --no-deps medlite")
+    return Finding(
+        NOTE,
+        "kernels",
+        f"quantize uses ggml's functions, the same bytes more slowly: {missing_reason()}",
+        "install a C++ compiler, then: pip install --force-reinstall --no-deps medlite",
+    )
 
 
 def network_finding() -> Finding:
     """What medlite does with the network."""
-    from medlite.hub import is_offline
+    from medlite.models.hub import is_offline
 
-    state = "HF_HUB_OFFLINE is set, so pull opens no socket" if is_offline() else "only pull, quantize and bench " \
-        "download, and only what a command names"
+    state = (
+        "HF_HUB_OFFLINE is set, so pull opens no socket"
+        if is_offline()
+        else "only pull, quantize and bench download, and only what a command names"
+    )
     return Finding(GOOD, "network", f"{state}; dependencies' telemetry is off; medlite doctor --offline-proof shows it")
 
 
@@ -252,13 +289,31 @@ def show_proof(*, as_json: bool) -> None:
     proven = all(outcome.ok for outcome in outcomes)
     system = all("system" in outcome.guards for outcome in outcomes)
     if as_json:
-        print_json({"proven": proven, "kernel_guard": system, "steps": [
-            {"name": o.step.name, "arguments": list(o.step.arguments), "ok": o.ok, "attempted": o.attempted,
-             "guards": list(o.guards), "said": o.said} for o in outcomes]})
+        print_json(
+            {
+                "proven": proven,
+                "kernel_guard": system,
+                "steps": [
+                    {
+                        "name": o.step.name,
+                        "arguments": list(o.step.arguments),
+                        "ok": o.ok,
+                        "attempted": o.attempted,
+                        "guards": list(o.guards),
+                        "said": o.said,
+                    }
+                    for o in outcomes
+                ],
+            }
+        )
     elif proven:
-        how = ("The kernel would have ended any process that asked for an internet socket." if system else
-               "Python code was watched; native code could not be on this system.")
-        stdout.print(f"Nothing tried to leave this machine in {len(outcomes)} steps. {how}", style="bold",
-                     soft_wrap=True)
+        how = (
+            "The kernel would have ended any process that asked for an internet socket."
+            if system
+            else "Python code was watched; native code could not be on this system."
+        )
+        stdout.print(
+            f"Nothing tried to leave this machine in {len(outcomes)} steps. {how}", style="bold", soft_wrap=True
+        )
     if not proven:
         sys.exit(1)

@@ -16,42 +16,103 @@ if TYPE_CHECKING:
 
 def model_options(command: Any) -> Any:
     """The options that decide how a model is loaded; chat and generate share them."""
-    for option in reversed((
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                     help="Where to run."),
-        click.option("--context", "n_context", type=click.IntRange(min=1), metavar="TOKENS",
-                     help="Context length. Default: from the model's training and the free memory."),
-        click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
-        click.option("--kv-type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", show_default=True,
-                     help="Type of the KV cache; q8_0 halves its memory."),
-        click.option("--draft", metavar="FILE|lookup",
-                     help="Guess tokens ahead with a smaller model of the same family, or from the text so far."),
-        click.option("--prompt-format", default="", metavar="NAME",
-                     help="A documented prompt format instead of the file's own template; a wrong NAME lists them."),
-    )):
+    for option in reversed(
+        (
+            click.option(
+                "--device",
+                type=click.Choice(["auto", "cpu", "cuda"]),
+                default="auto",
+                show_default=True,
+                help="Where to run.",
+            ),
+            click.option(
+                "--context",
+                "n_context",
+                type=click.IntRange(min=1),
+                metavar="TOKENS",
+                help="Context length. Default: from the model's training and the free memory.",
+            ),
+            click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
+            click.option(
+                "--kv-type",
+                type=click.Choice(["f16", "q8_0", "q4_0"]),
+                default="f16",
+                show_default=True,
+                help="Type of the KV cache; q8_0 halves its memory.",
+            ),
+            click.option(
+                "--draft",
+                metavar="FILE|lookup",
+                help="Guess tokens ahead with a smaller model of the same family, or from the text so far.",
+            ),
+            click.option(
+                "--prompt-format",
+                default="",
+                metavar="NAME",
+                help="A documented prompt format instead of the file's own template; a wrong NAME lists them.",
+            ),
+        )
+    ):
         command = option(command)
     return command
 
 
 def sampling_options(command: Any) -> Any:
     """The options that decide how tokens are chosen."""
-    for option in reversed((
-        click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True,
-                     help="Longest reply, in tokens."),
-        click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True,
-                     help="0 always takes the likeliest token, so answers repeat."),
-        click.option("--top-k", type=click.IntRange(min=0), default=40, show_default=True,
-                     help="Draw from the K likeliest tokens; 0 from all."),
-        click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, show_default=True,
-                     help="Draw from the likeliest tokens that together reach this probability."),
-        click.option("--min-p", type=click.FloatRange(0, 1), default=0.05, show_default=True,
-                     help="Leave out tokens below this share of the likeliest one's probability."),
-        click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
-                     help="Above 1, tokens said lately become less likely."),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-                     help="The same seed draws the same text."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be repeated."),
-    )):
+    for option in reversed(
+        (
+            click.option(
+                "--max-tokens",
+                type=click.IntRange(min=1),
+                default=512,
+                show_default=True,
+                help="Longest reply, in tokens.",
+            ),
+            click.option(
+                "--temperature",
+                type=click.FloatRange(min=0),
+                default=0.0,
+                show_default=True,
+                help="0 always takes the likeliest token, so answers repeat.",
+            ),
+            click.option(
+                "--top-k",
+                type=click.IntRange(min=0),
+                default=40,
+                show_default=True,
+                help="Draw from the K likeliest tokens; 0 from all.",
+            ),
+            click.option(
+                "--top-p",
+                type=click.FloatRange(0, 1),
+                default=0.95,
+                show_default=True,
+                help="Draw from the likeliest tokens that together reach this probability.",
+            ),
+            click.option(
+                "--min-p",
+                type=click.FloatRange(0, 1),
+                default=0.05,
+                show_default=True,
+                help="Leave out tokens below this share of the likeliest one's probability.",
+            ),
+            click.option(
+                "--repeat-penalty",
+                type=click.FloatRange(min=0, min_open=True),
+                default=1.0,
+                show_default=True,
+                help="Above 1, tokens said lately become less likely.",
+            ),
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="The same seed draws the same text.",
+            ),
+            click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be repeated."),
+        )
+    ):
         command = option(command)
     return command
 
@@ -64,7 +125,8 @@ def sampling_settings(options: dict[str, Any]) -> "GenerationSettings":
     return GenerationSettings(**{name: options.pop(name) for name in names})
 
 
-@click.command(epilog="""\b
+@click.command(
+    epilog="""\b
 Examples:
   medlite generate demo "What class of drug is metformin?"
   echo "Name the antidote for paracetamol." | medlite generate model.gguf -
@@ -72,20 +134,25 @@ Examples:
   medlite generate model.gguf "List three macrolides." --json
   medlite generate model.gguf "Which drugs does the letter name?" --json-schema drugs.schema.json
 
-No medical device, not for diagnosis.""")
+No medical device, not for diagnosis."""
+)
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the model's chat template.")
-@click.option("--grammar", "grammar_file", type=click.File(encoding="utf-8"), metavar="FILE",
-              help="Hold the reply to a GBNF grammar, whose rule root is the whole reply.")
+@click.option(
+    "--grammar",
+    "grammar_file",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help="Hold the reply to a GBNF grammar, whose rule root is the whole reply.",
+)
 @click.option("--json-schema", "schema", metavar="FILE|JSON", help="Hold the reply to JSON that a schema takes.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @sampling_options
 @model_options
-def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool, as_json: bool,
-            **options: Any) -> None:
+def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool, as_json: bool, **options: Any) -> None:
     """Answer one PROMPT with MODEL and exit. PROMPT: a text, or - to read stdin.
 
     MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
@@ -110,9 +177,12 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
         print_json(answer)
     elif stats:
         guesses = f", {answer['n_accepted']} of {answer['n_drafted']} guesses right" if answer["n_drafted"] else ""
-        click.echo(f"{answer['n_prompt_tokens']} prompt tokens, {answer['n_tokens']} tokens, first after "
-                   f"{answer['first_token_seconds']:.2f} s, then {answer['tokens_per_second']:.1f} tokens/s "
-                   f"({answer['device']}, {answer['finish']}){guesses}", err=True)
+        click.echo(
+            f"{answer['n_prompt_tokens']} prompt tokens, {answer['n_tokens']} tokens, first after "
+            f"{answer['first_token_seconds']:.2f} s, then {answer['tokens_per_second']:.1f} tokens/s "
+            f"({answer['device']}, {answer['finish']}){guesses}",
+            err=True,
+        )
 
 
 def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None:
@@ -145,8 +215,10 @@ def _schema_text(given: str) -> str:
 def warn_of_system(system: str, *, takes_none: bool) -> None:
     """Say that a system text has no place in the prompt."""
     if system and takes_none:
-        click.echo(f"{click.style('warning:', fg='yellow')} without a template there is no place for --system; it is "
-                   "not sent", err=True)
+        click.echo(
+            f"{click.style('warning:', fg='yellow')} without a template there is no place for --system; it is not sent",
+            err=True,
+        )
 
 
 def _prompt_text(prompt: str | None) -> str:
@@ -189,7 +261,7 @@ def load_shown(model: str, *, quiet: bool, draft: str | None = None, **options: 
 def _set_draft(engine: "Engine", draft: str) -> None:
     from medlite.engines.engine import ReadsAhead
     from medlite.errors import EngineError
-    from medlite.registry import resolve_model
+    from medlite.models.registry import resolve_model
 
     if not isinstance(engine, ReadsAhead):
         raise EngineError(f"--draft: the engine {engine.info.engine} does not guess ahead", hint="use a GGUF file")
@@ -218,10 +290,18 @@ def _answer(loaded: "LoadedModel", tokens: list[int], settings: "GenerationSetti
     info, n = loaded.engine.info, len(log_probabilities)
     counts = getattr(loaded.engine, "draft_counts", None)
     return {
-        "reply": "".join(pieces), "finish": finish, "n_prompt_tokens": len(tokens), "n_tokens": n,
+        "reply": "".join(pieces),
+        "finish": finish,
+        "n_prompt_tokens": len(tokens),
+        "n_tokens": n,
         "mean_log_probability_nats": sum(log_probabilities) / n if n else None,
-        "first_token_seconds": first - started, "tokens_per_second": (n - 1) / seconds if n > 1 and seconds else 0.0,
-        "model": info.model_name, "recipe": loaded.artifact.recipe,
-        "engine": info.engine_version, "device": info.device, "n_context": info.n_context,
-        "n_drafted": counts.n_drafted if counts else 0, "n_accepted": counts.n_accepted if counts else 0,
+        "first_token_seconds": first - started,
+        "tokens_per_second": (n - 1) / seconds if n > 1 and seconds else 0.0,
+        "model": info.model_name,
+        "recipe": loaded.artifact.recipe,
+        "engine": info.engine_version,
+        "device": info.device,
+        "n_context": info.n_context,
+        "n_drafted": counts.n_drafted if counts else 0,
+        "n_accepted": counts.n_accepted if counts else 0,
     }

@@ -8,20 +8,23 @@ import click
 from medlite.cli import print_json
 
 if TYPE_CHECKING:
-    from medlite.catalog import CatalogModel
-    from medlite.registry import LocalArtifact
+    from medlite.models.catalog import CatalogModel
+    from medlite.models.registry import LocalArtifact
 
 SHOWN_RECIPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 TABLE_RECIPES = ("Q8_0", "Q4_K_M")
 ACCESS_MARKS = {"open": "", "gated": "gated", "credentialed": "by hand"}
 
 
-@click.command("models", epilog="""\b
+@click.command(
+    "models",
+    epilog="""\b
 Examples:
   medlite models
   medlite models med42
   medlite models llama3-med42-8b
-  medlite models --json""")
+  medlite models --json""",
+)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the catalogue as JSON.")
 def command(name: str | None, as_json: bool) -> None:
@@ -29,10 +32,10 @@ def command(name: str | None, as_json: bool) -> None:
 
     NAME: show those whose name holds it; one alone is shown in full.
     """
-    from medlite.catalog import read_catalog
     from medlite.errors import ArtifactError
-    from medlite.hub import cached_bytes
-    from medlite.registry import artifacts_of
+    from medlite.models.catalog import read_catalog
+    from medlite.models.hub import cached_bytes
+    from medlite.models.registry import artifacts_of
 
     models = [model for model in read_catalog().values() if name is None or name.lower() in model.name]
     models = [model for model in models if model.name == name] or models
@@ -49,11 +52,10 @@ def command(name: str | None, as_json: bool) -> None:
 
 def file_sizes(model: "CatalogModel", recipes: tuple[str, ...] = SHOWN_RECIPES) -> dict[str, int]:
     """Recipe -> bytes of the GGUF file."""
-    from medlite.catalog import hf_config
     from medlite.cli.fit import recipe_candidates
+    from medlite.models.catalog import hf_config
 
-    return {candidate.recipe: candidate.n_file_bytes
-            for candidate in recipe_candidates(hf_config(model), recipes)}
+    return {candidate.recipe: candidate.n_file_bytes for candidate in recipe_candidates(hf_config(model), recipes)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Here:
 
     def checkpoint_bytes(self, model: "CatalogModel") -> int:
         """Bytes of the model's checkpoint, or of what was pulled of it; 0 if it is not here."""
-        from medlite.hub import hand_folder
+        from medlite.models.hub import hand_folder
 
         if model.repository:
             return self.cached.get(model.repository, 0)
@@ -80,13 +82,26 @@ class Here:
 def as_data(model: "CatalogModel", here: Here) -> dict[str, Any]:
     """A row for --json; sizes in bytes."""
     return {
-        "name": model.name, "repository": model.repository, "revision": model.revision, "page": model.where,
-        "base": model.base, "n_params": model.n_params, "context": model.context, "vocabulary": model.vocabulary,
-        "shape": vars(model.shape), "licence": model.licence, "access": model.access, "prompt": model.prompt,
-        "note": model.note, "evidence": model.evidence, "accuracy": dict(model.accuracy),
-        "accuracy_source": model.accuracy_source, "file_bytes": file_sizes(model),
+        "name": model.name,
+        "repository": model.repository,
+        "revision": model.revision,
+        "page": model.where,
+        "base": model.base,
+        "n_params": model.n_params,
+        "context": model.context,
+        "vocabulary": model.vocabulary,
+        "shape": vars(model.shape),
+        "licence": model.licence,
+        "access": model.access,
+        "prompt": model.prompt,
+        "note": model.note,
+        "evidence": model.evidence,
+        "accuracy": dict(model.accuracy),
+        "accuracy_source": model.accuracy_source,
+        "file_bytes": file_sizes(model),
         "local_bytes": here.checkpoint_bytes(model),
-        "artifacts": [{"path": str(one.path), "recipe": one.recipe} for one in here.artifacts[model.name]]}
+        "artifacts": [{"path": str(one.path), "recipe": one.recipe} for one in here.artifacts[model.name]],
+    }
 
 
 def show_table(models: "list[CatalogModel]", here: Here) -> None:
@@ -106,15 +121,26 @@ def show_table(models: "list[CatalogModel]", here: Here) -> None:
     for model in models:
         sizes, n_bytes = file_sizes(model, TABLE_RECIPES), here.checkpoint_bytes(model)
         ready = [*([format_bytes(n_bytes)] if n_bytes else []), *here.recipes(model)]
-        table.add_row(model.name, f"{model.n_params / 1e9:.1f} B", f"{model.context // 1024}k",
-                      *(format_bytes(sizes[recipe]) for recipe in TABLE_RECIPES),
-                      ACCESS_MARKS[model.access], " ".join(ready))
+        table.add_row(
+            model.name,
+            f"{model.n_params / 1e9:.1f} B",
+            f"{model.context // 1024}k",
+            *(format_bytes(sizes[recipe]) for recipe in TABLE_RECIPES),
+            ACCESS_MARKS[model.access],
+            " ".join(ready),
+        )
     stdout.print(table)
-    stdout.print("sizes of GGUF files by recipe · gated: accept a licence first · by hand: no program may download it",
-                 style="dim", soft_wrap=True)
+    stdout.print(
+        "sizes of GGUF files by recipe · gated: accept a licence first · by hand: no program may download it",
+        style="dim",
+        soft_wrap=True,
+    )
     stdout.print("here: bytes of the checkpoint, recipes that are ready to run", style="dim", soft_wrap=True)
-    stdout.print("more of one: medlite models NAME · will it fit: medlite fit NAME · get it: medlite pull NAME",
-                 style="dim", soft_wrap=True)
+    stdout.print(
+        "more of one: medlite models NAME · will it fit: medlite fit NAME · get it: medlite pull NAME",
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def show_one(model: "CatalogModel", here: Here) -> None:
@@ -127,18 +153,24 @@ def show_one(model: "CatalogModel", here: Here) -> None:
 
     n_bytes, shape = here.checkpoint_bytes(model), model.shape
     rows = {
-        "model": model.name, "where": model.where, "revision": model.revision or "not known: pull takes the newest",
+        "model": model.name,
+        "where": model.where,
+        "revision": model.revision or "not known: pull takes the newest",
         "base": model.base,
         "parameters": f"{model.n_params:,}",
         "shape": f"{shape.layers} layers of {shape.hidden}, {shape.heads} heads ({shape.kv_heads} for keys, values), "
-                 f"vocabulary {model.vocabulary:,}",
-        "context": f"{model.context:,} tokens", "licence": model.licence, "access": model.access,
+        f"vocabulary {model.vocabulary:,}",
+        "context": f"{model.context:,} tokens",
+        "licence": model.licence,
+        "access": model.access,
         "files": ", ".join(f"{recipe} {format_bytes(n)}" for recipe, n in file_sizes(model).items()),
         "prompt": f"{model.prompt}: {model.prompt_format.user!r}",
         "published": ", ".join(f"{task} {value:g} %" for task, value in model.accuracy.items()),
-        "source": model.accuracy_source, "note": model.note,
+        "source": model.accuracy_source,
+        "note": model.note,
         "checkpoint": f"{format_bytes(n_bytes)} on this machine" if n_bytes else "not on this machine",
-        "ready": "\n".join(str(one.path) for one in here.artifacts[model.name])}
+        "ready": "\n".join(str(one.path) for one in here.artifacts[model.name]),
+    }
     if not model.repository:
         del rows["revision"]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -20,9 +20,11 @@ STDERR_LINES_SHOWN = 3
 # Telemetry that dependencies send unless told otherwise must be told before they load: the child's own environment
 # says nothing of it, so that medlite has to.
 TELEMETRY_VARIABLES = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE")
-GUARDED = ("from medlite.offline import forbid_internet; import sys; "
-           "sys.stderr.write('guards: ' + ' '.join(forbid_internet()) + chr(10)); "
-           "from medlite.cli import main; main()")
+GUARDED = (
+    "from medlite.offline import forbid_internet; import sys; "
+    "sys.stderr.write('guards: ' + ' '.join(forbid_internet()) + chr(10)); "
+    "from medlite.cli import main; main()"
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,23 @@ def proof_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
         Step("verify", ("verify", str(model), "--against", str(checkpoint))),
         Step("generate", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
         Step("chat", ("chat", str(model), "--max-tokens", "4", "--threads", "1"), "What is metformin?\n/quit\n"),
-        Step("bench", ("bench", "run", str(model), "--data", str(questions), "--limit", "4", "--no-speed",
-                       "--threads", "1", "-o", str(folder / "run.jsonl"))),
+        Step(
+            "bench",
+            (
+                "bench",
+                "run",
+                str(model),
+                "--data",
+                str(questions),
+                "--limit",
+                "4",
+                "--no-speed",
+                "--threads",
+                "1",
+                "-o",
+                str(folder / "run.jsonl"),
+            ),
+        ),
         Step("fit", ("fit", str(model), "--memory", "16GB")),
         Step("models", ("models", "--json")),
     ]
@@ -74,8 +91,23 @@ def onnx_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
         Step("verify (ONNX)", ("verify", str(model))),
         Step("generate (ONNX)", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
         Step("chat (ONNX)", ("chat", str(model), "--max-tokens", "4", "--threads", "1"), "What is metformin?\n/quit\n"),
-        Step("bench (ONNX)", ("bench", "run", str(model), "--data", str(questions), "--limit", "4", "--no-speed",
-                              "--threads", "1", "-o", str(folder / "onnx-run.jsonl"))),
+        Step(
+            "bench (ONNX)",
+            (
+                "bench",
+                "run",
+                str(model),
+                "--data",
+                str(questions),
+                "--limit",
+                "4",
+                "--no-speed",
+                "--threads",
+                "1",
+                "-o",
+                str(folder / "onnx-run.jsonl"),
+            ),
+        ),
     ]
 
 
@@ -84,9 +116,15 @@ def run_step(step: Step, environment: dict[str, str] | None = None) -> Outcome:
     inherited = {name: value for name, value in os.environ.items() if name not in TELEMETRY_VARIABLES}
     try:
         answer = subprocess.run(
-            [sys.executable, "-P", "-c", GUARDED, *step.arguments], input=step.stdin, capture_output=True,
-            encoding="utf-8", errors="replace", timeout=STEP_SECONDS, check=False,
-            env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})})
+            [sys.executable, "-P", "-c", GUARDED, *step.arguments],
+            input=step.stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=STEP_SECONDS,
+            check=False,
+            env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})},
+        )
     except subprocess.TimeoutExpired:
         return Outcome(step, False, False, (), f"not done after {STEP_SECONDS} s")
     first, _, rest = answer.stderr.partition("\n")
@@ -105,8 +143,9 @@ def prove(on_step: Callable[[Outcome], None]) -> list[Outcome]:
     from medlite.demo import checkpoint_path, questions_path
 
     if not (checkpoint_path() / "config.json").is_file():
-        raise ArtifactError(f"{checkpoint_path()}: the demonstration checkpoint is missing",
-                            hint="install medlite again")
+        raise ArtifactError(
+            f"{checkpoint_path()}: the demonstration checkpoint is missing", hint="install medlite again"
+        )
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="medlite-proof-") as name:
         for step in proof_steps(checkpoint_path(), questions_path(), Path(name)):

@@ -9,10 +9,12 @@ from medlite.cli import print_json
 from medlite.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from medlite.hub import RemoteFile, RemoteRepository
+    from medlite.models.hub import RemoteFile, RemoteRepository
 
 
-@click.command("pull", epilog="""\b
+@click.command(
+    "pull",
+    epilog="""\b
 Examples:
   medlite pull llama3-med42-8b
   medlite pull meta-llama/Llama-3.2-1B-Instruct@main
@@ -20,7 +22,8 @@ Examples:
   medlite pull llama3.1-70b-instruct --dry-run
   medlite pull some/repository --config
 
-Run again after an interruption: files that are whole are kept.""")
+Run again after an interruption: files that are whole are kept.""",
+)
 @click.argument("model", metavar="NAME|REPO[@REVISION]")
 @click.option("--recipe", help="Of a repository of GGUF files: which one.")
 @click.option("--config", "config_only", is_flag=True, help="Only config.json, which is all that medlite fit needs.")
@@ -33,9 +36,9 @@ def command(model: str, recipe: str | None, config_only: bool, dry_run: bool, of
     NAME: of `medlite models`. The disk is checked before the first byte, the revision is pinned to its commit, and what
     arrives is compared with the hub's checksums. Gated models need an account that accepted their licence.
     """
-    from medlite.catalog import find_model
     from medlite.cli.display import progress_bar
-    from medlite.hub import check_space, download_checkpoint, hand_fetched, is_offline, parse_repository, pull
+    from medlite.models.catalog import find_model
+    from medlite.models.hub import check_space, download_checkpoint, hand_fetched, is_offline, parse_repository, pull
 
     known = find_model(model)
     if known is not None and not known.repository:
@@ -58,7 +61,7 @@ def command(model: str, recipe: str | None, config_only: bool, dry_run: bool, of
 
 def config_of(repository: str, revision: str | None) -> "RemoteRepository":
     """The checkpoint's config.json alone. Raises CheckpointError where there is none."""
-    from medlite.hub import list_repository
+    from medlite.models.hub import list_repository
 
     remote = list_repository(repository, revision, ["config.json"])
     if not remote.files:
@@ -71,7 +74,7 @@ def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "
     from dataclasses import replace
 
     from medlite.files import format_bytes
-    from medlite.hub import CHECKPOINT_FILES, checkpoint_of, list_repository
+    from medlite.models.hub import CHECKPOINT_FILES, checkpoint_of, list_repository
 
     remote = list_repository(repository, revision, [*CHECKPOINT_FILES, "*.gguf", "*.bin", "*.bin.index.json", "*.pth"])
     by_kind: dict[str, list[RemoteFile]] = {}
@@ -83,15 +86,18 @@ def wanted_files(repository: str, revision: str | None, recipe: str | None) -> "
         parts = {file.name.rsplit("-of-", 1)[-1] for file in chosen}
         if not chosen or (len(chosen) > 1 and not all("-of-" in file.name for file in chosen)) or len(parts) > 1:
             listed = ", ".join(f"{file.name} ({format_bytes(file.n_bytes)})" for file in chosen or ready)
-            raise CheckpointError(f"{repository}: {'several files fit' if chosen else 'choose one of its GGUF files'}",
-                                  hint=f"--recipe, for one of: {listed}" if ready else "it holds no GGUF file")
+            raise CheckpointError(
+                f"{repository}: {'several files fit' if chosen else 'choose one of its GGUF files'}",
+                hint=f"--recipe, for one of: {listed}" if ready else "it holds no GGUF file",
+            )
         return replace(remote, files=tuple(chosen))
     remote = checkpoint_of(remote)
     if not any(file.name.endswith((".safetensors", ".bin")) for file in remote.files):
         pickled = ".bin" in by_kind or ".pth" in by_kind
         raise CheckpointError(
             f"{repository}: holds {'pickled weights of an unknown layout only' if pickled else 'no weights'}",
-            hint="convert them to safetensors in a place you trust, then: medlite quantize FOLDER" if pickled else None)
+            hint="convert them to safetensors in a place you trust, then: medlite quantize FOLDER" if pickled else None,
+        )
     return remote
 
 
@@ -99,17 +105,31 @@ def show_plan(remote: "RemoteRepository", n_bytes: int, *, as_json: bool) -> Non
     """Print what a download would bring."""
     if as_json:
         missing = {file.name for file in remote.missing}
-        print_json({"repository": remote.name, "revision": remote.commit, "n_bytes": n_bytes,
-                    "files": [{"name": file.name, "n_bytes": file.n_bytes, "sha256": file.sha256,
-                               "cached": file.name not in missing} for file in remote.files]})
+        print_json(
+            {
+                "repository": remote.name,
+                "revision": remote.commit,
+                "n_bytes": n_bytes,
+                "files": [
+                    {
+                        "name": file.name,
+                        "n_bytes": file.n_bytes,
+                        "sha256": file.sha256,
+                        "cached": file.name not in missing,
+                    }
+                    for file in remote.files
+                ],
+            }
+        )
         return
     from medlite.cli.display import stdout
     from medlite.files import format_bytes
 
     for file in remote.files:
         stdout.print(f"{format_bytes(file.n_bytes):>9}  {file.name}", soft_wrap=True)
-    stdout.print(f"{format_bytes(n_bytes)} to download of {remote.name}@{remote.commit[:12]}; the disk has room",
-                 soft_wrap=True)
+    stdout.print(
+        f"{format_bytes(n_bytes)} to download of {remote.name}@{remote.commit[:12]}; the disk has room", soft_wrap=True
+    )
 
 
 def show(path: Path, name: str, commit: str, n_bytes: int, *, as_json: bool) -> None:
@@ -125,8 +145,13 @@ def show(path: Path, name: str, commit: str, n_bytes: int, *, as_json: bool) -> 
     stdout.print(f"[bold]{name}[/bold]{at}: {got}", soft_wrap=True)
     stdout.print(str(path), soft_wrap=True)
     if path.is_dir() and next(path.glob("*.bin"), None) is not None:
-        stdout.print("pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')",
-                     style="dim", soft_wrap=True, markup=False)
+        stdout.print(
+            "pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')",
+            style="dim",
+            soft_wrap=True,
+            markup=False,
+        )
     following = {".gguf": f"medlite chat {path}", ".json": f"medlite fit {name}"}.get(
-        path.suffix, f"medlite quantize {path} --recipe Q4_K_M")
+        path.suffix, f"medlite quantize {path} --recipe Q4_K_M"
+    )
     stdout.print(f"next: {following}", style="dim", soft_wrap=True)

@@ -9,13 +9,15 @@ from medlite.cli import print_json
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
-    from quantize.plan import QuantizationPlan
-    from quantize.to_gguf import Output, Written
+    from quantize.gguf.plan import QuantizationPlan
+    from quantize.stream.writer import Output, Written
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-@click.command("quantize", epilog="""\b
+@click.command(
+    "quantize",
+    epilog="""\b
 Examples:
   medlite quantize ./Llama-3.2-1B-Instruct --recipe Q4_K_M
   medlite quantize meta-llama/Llama-3.1-8B-Instruct --recipe Q4_K_M --recipe Q8_0 --out models/
@@ -24,24 +26,45 @@ Examples:
   medlite quantize ./Med42-8B --recipe IQ2_M --imatrix clinical.gguf
   medlite quantize ./Llama-3.2-1B-Instruct --format onnx --recipe q4m
 
-A conversion that was interrupted continues when the same command is run again.""")
+A conversion that was interrupted continues when the same command is run again.""",
+)
 @click.argument("source")
-@click.option("--recipe", "recipes", multiple=True, default=("Q4_K_M",), show_default=True,
-              help="What to make; several share one read of the checkpoint. See --list-recipes.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    default=("Q4_K_M",),
+    show_default=True,
+    help="What to make; several share one read of the checkpoint. See --list-recipes.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder).")
-@click.option("--format", "wanted_format", type=click.Choice(["gguf", "onnx"]), default="gguf", show_default=True,
-              help="llama.cpp's format, or a folder for ONNX Runtime (recipes q4m, q4, q8, fp16, fp32).")
+@click.option(
+    "--format",
+    "wanted_format",
+    type=click.Choice(["gguf", "onnx"]),
+    default="gguf",
+    show_default=True,
+    help="llama.cpp's format, or a folder for ONNX Runtime (recipes q4m, q4, q8, fp16, fp32).",
+)
 @click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
 @click.option("--device", help="ONNX: where the graph will run, cpu or cuda (default: cpu).")
-@click.option("--exporter", type=click.Choice(["medlite", "optimum"]),
-              help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).")
+@click.option(
+    "--exporter",
+    type=click.Choice(["medlite", "optimum"]),
+    help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).",
+)
 @click.option("--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing.")
 @click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
 @click.option("--threads", type=click.IntRange(1), help="Worker threads (default: all cores).")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix.")
-@click.option("--tensor-type", "overrides", multiple=True, metavar="REGEX=TYPE",
-              help="Give matching tensors another type; the first match decides.")
+@click.option(
+    "--tensor-type",
+    "overrides",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="Give matching tensors another type; the first match decides.",
+)
 @click.option("--max-shard-size", metavar="SIZE", help="Split into files of at most SIZE, as in 4GB.")
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
 @click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded.")
@@ -49,14 +72,35 @@ A conversion that was interrupted continues when the same command is run again."
 @click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, help="List the recipes and exit.",
-              callback=lambda ctx, param, value: list_recipes(ctx) if value else None)
+@click.option(
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    help="List the recipes and exit.",
+    callback=lambda ctx, param, value: list_recipes(ctx) if value else None,
+)
 def command(
-    source: str, recipes: tuple[str, ...], out: Path | None, wanted_format: str, block: int | None,
-    device: str | None, exporter: str | None, exporter_python: Path | None, dry_run: bool, restart: bool,
+    source: str,
+    recipes: tuple[str, ...],
+    out: Path | None,
+    wanted_format: str,
+    block: int | None,
+    device: str | None,
+    exporter: str | None,
+    exporter_python: Path | None,
+    dry_run: bool,
+    restart: bool,
     threads: int | None,
-    imatrix: Path | None, overrides: tuple[str, ...], max_shard_size: str | None, pre_tokenizer: str | None,
-    allow_mismatch: bool, no_measure: bool, offline: bool, force: bool, as_json: bool,
+    imatrix: Path | None,
+    overrides: tuple[str, ...],
+    max_shard_size: str | None,
+    pre_tokenizer: str | None,
+    allow_mismatch: bool,
+    no_measure: bool,
+    offline: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
 
@@ -65,35 +109,62 @@ def command(
     """
     from dataclasses import replace
 
-    from medlite.hub import find_checkpoint
-    from quantize.checkpoint import open_checkpoint
-    from quantize.imatrix import read_imatrix
-    from quantize.parity import ParityReport, check_metadata
-    from quantize.plan import make_plan
-    from quantize.recipes import find_recipe
-    from quantize.to_gguf import Output, WriteSettings
+    from medlite.models.hub import find_checkpoint
+    from quantize.gguf.imatrix import read_imatrix
+    from quantize.gguf.plan import make_plan
+    from quantize.gguf.recipes import find_recipe
+    from quantize.source.checkpoint import open_checkpoint
+    from quantize.source.parity import ParityReport, check_metadata
+    from quantize.stream.writer import Output, WriteSettings
 
     settings = WriteSettings(n_threads=threads or 0, measure=not no_measure, force=force, restart=restart)
     if wanted_format == "onnx":
         from medlite.cli.quantize_onnx import OnnxOptions, quantize_onnx
 
-        refuse_given("--format gguf", {"--imatrix": imatrix, "--tensor-type": overrides,
-                                       "--max-shard-size": max_shard_size, "--pre-tokenizer": pre_tokenizer})
+        refuse_given(
+            "--format gguf",
+            {
+                "--imatrix": imatrix,
+                "--tensor-type": overrides,
+                "--max-shard-size": max_shard_size,
+                "--pre-tokenizer": pre_tokenizer,
+            },
+        )
         if exporter != "optimum":
             refuse_given("--exporter optimum", {"--exporter-python": exporter_python})
         stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
-        quantize_onnx(source, OnnxOptions(recipes if stated else (), block or 0, device or "cpu", out, dry_run,
-                                          offline, as_json, exporter or "medlite", exporter_python), settings)
+        quantize_onnx(
+            source,
+            OnnxOptions(
+                recipes if stated else (),
+                block or 0,
+                device or "cpu",
+                out,
+                dry_run,
+                offline,
+                as_json,
+                exporter or "medlite",
+                exporter_python,
+            ),
+            settings,
+        )
         return
-    refuse_given("--format onnx", {"--block": block, "--device": device, "--exporter": exporter,
-                                   "--exporter-python": exporter_python})
+    refuse_given(
+        "--format onnx",
+        {"--block": block, "--device": device, "--exporter": exporter, "--exporter-python": exporter_python},
+    )
     checkpoint = open_checkpoint(find_checkpoint(source, offline=offline))
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = []
     for recipe in dict.fromkeys(find_recipe(name) for name in recipes):
-        plan = make_plan(checkpoint, recipe, overrides=tuple(map(parse_override, overrides)), importance=importance,
-                         max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
-                         pre_tokenizer=pre_tokenizer)
+        plan = make_plan(
+            checkpoint,
+            recipe,
+            overrides=tuple(map(parse_override, overrides)),
+            importance=importance,
+            max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
+            pre_tokenizer=pre_tokenizer,
+        )
         outputs.append(Output(plan, output_path(checkpoint.folder, recipe.name, out, several=len(set(recipes)) > 1)))
     if dry_run:
         show_plans(outputs, as_json=as_json)
@@ -159,13 +230,15 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
     from dataclasses import replace
 
     from medlite.cli.display import progress_bar
-    from medlite.registry import remember_folders
-    from quantize.to_gguf import write_gguf
+    from medlite.models.registry import remember_folders
+    from quantize.stream.writer import write_gguf
 
     total = sum(tensor.info.n_bytes for output in outputs for tensor in output.plan.tensors)
     names = outputs[0].plan.recipe.name if len(outputs) == 1 else f"{len(outputs)} recipes"
-    with (progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
-          progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify):
+    with (
+        progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
+        progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify,
+    ):
         try:
             written = write_gguf(outputs, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
         except KeyboardInterrupt:
@@ -178,23 +251,35 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
 def plan_json(plan: "QuantizationPlan", path: Path) -> dict[str, Any]:
     """A plan as data: every tensor's type, size and reason."""
     return {
-        "path": str(path), "recipe": plan.recipe.name, "n_bytes": plan.n_bytes, "n_params": plan.n_params,
-        "bits_per_weight": plan.bits_per_weight, "files": [str(p) for p in plan.paths(path)],
-        "tensors": [{"name": t.info.name, "source": t.source.name if t.source else None, "type": t.info.type.name,
-                     "shape": list(t.info.shape), "n_bytes": t.info.n_bytes, "reason": t.reason}
-                    for t in plan.tensors],
-        "ignored": dict(plan.ignored), "notes": list(plan.notes),
+        "path": str(path),
+        "recipe": plan.recipe.name,
+        "n_bytes": plan.n_bytes,
+        "n_params": plan.n_params,
+        "bits_per_weight": plan.bits_per_weight,
+        "files": [str(p) for p in plan.paths(path)],
+        "tensors": [
+            {
+                "name": t.info.name,
+                "source": t.source.name if t.source else None,
+                "type": t.info.type.name,
+                "shape": list(t.info.shape),
+                "n_bytes": t.info.n_bytes,
+                "reason": t.reason,
+            }
+            for t in plan.tensors
+        ],
+        "ignored": dict(plan.ignored),
+        "notes": list(plan.notes),
     }
 
 
 def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
     """Print what would be written: every tensor, the file's exact size, the predicted time."""
-    from quantize.predict import predict_seconds
+    from quantize.stream.predict import predict_seconds
 
     seconds = predict_seconds([output.plan for output in outputs])
     if as_json:
-        print_json({"predicted_seconds": seconds,
-                    "plans": [plan_json(output.plan, output.path) for output in outputs]})
+        print_json({"predicted_seconds": seconds, "plans": [plan_json(output.plan, output.path) for output in outputs]})
         return
     from rich.table import Table
 
@@ -205,14 +290,20 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
         table = Table("tensor", "type", "shape", "bytes", "why", box=None, pad_edge=False, header_style="bold")
         table.columns[3].justify = "right"
         for tensor in output.plan.tensors:
-            table.add_row(tensor.info.name, tensor.info.type.name, " x ".join(map(str, tensor.info.shape)),
-                          f"{tensor.info.n_bytes:,}", tensor.reason)
+            table.add_row(
+                tensor.info.name,
+                tensor.info.type.name,
+                " x ".join(map(str, tensor.info.shape)),
+                f"{tensor.info.n_bytes:,}",
+                tensor.reason,
+            )
         stdout.print(table)
         for name, reason in output.plan.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
         size = f"{output.plan.n_bytes:,} bytes ({format_bytes(output.plan.n_bytes)})"
-        stdout.print(f"[bold]{output.path}[/bold]: {size}, "
-                     f"{output.plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)
+        stdout.print(
+            f"[bold]{output.path}[/bold]: {size}, {output.plan.bits_per_weight:.2f} bits per weight", soft_wrap=True
+        )
     print_notes(outputs)
     stdout.print(f"about {seconds:.0f} s on this machine; nothing was written")
 
@@ -227,14 +318,21 @@ def print_notes(outputs: "list[Output]") -> None:
 
 def show_written(written: "list[Written]", *, as_json: bool) -> None:
     """Print the artifacts with their size, bits per weight and error."""
-    from quantize.receipt import read_receipt
+    from quantize.gguf.receipt import read_receipt
 
     receipts = [read_receipt(one.receipt) for one in written]
     if as_json:
-        print_json([{"paths": [str(p) for p in one.paths], "receipt": str(one.receipt),
-                     "n_resumed_bytes": one.n_resumed_bytes, **{k: receipt[k] for k in (
-                         "recipe", "n_params", "bits_per_weight", "files", "total", "notes")}}
-                    for one, receipt in zip(written, receipts, strict=True)])
+        print_json(
+            [
+                {
+                    "paths": [str(p) for p in one.paths],
+                    "receipt": str(one.receipt),
+                    "n_resumed_bytes": one.n_resumed_bytes,
+                    **{k: receipt[k] for k in ("recipe", "n_params", "bits_per_weight", "files", "total", "notes")},
+                }
+                for one, receipt in zip(written, receipts, strict=True)
+            ]
+        )
         return
     from medlite.cli.display import stdout
     from medlite.files import format_bytes
@@ -244,8 +342,11 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
         n_bytes = sum(file["n_bytes"] for file in receipt["files"])
-        stdout.print(f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
-                     f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}", soft_wrap=True)
+        stdout.print(
+            f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
+            f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}",
+            soft_wrap=True,
+        )
     print_notes([one.output for one in written])
     check = receipts[0]["tokenizer_check"] or {}
     for what in (*check.get("mismatches", ()), *check.get("not_checked", ())):
@@ -258,20 +359,29 @@ def list_recipes(ctx: click.Context) -> None:
     from rich.table import Table
 
     from medlite.cli.display import stdout
-    from medlite.gguf_format import GGML_TYPES
-    from quantize.onnx_recipes import ONNX_RECIPES
-    from quantize.recipes import RECIPES
+    from medlite.formats.gguf import GGML_TYPES
+    from quantize.gguf.recipes import RECIPES
+    from quantize.onnx.recipes import ONNX_RECIPES
 
     table = Table("recipe", "default type", "bits", "exceptions", "imatrix", box=None, pad_edge=False)
     for recipe in RECIPES.values():
         kind = GGML_TYPES[recipe.default]
         rules = ", ".join(dict.fromkeys(f"{rule.category} {rule.type}" for rule in recipe.rules))
-        table.add_row(recipe.name, kind.name, f"{8 * kind.block_bytes / kind.block_weights:.2f}", rules,
-                      "needed" if recipe.needs_imatrix else "")
+        table.add_row(
+            recipe.name,
+            kind.name,
+            f"{8 * kind.block_bytes / kind.block_weights:.2f}",
+            rules,
+            "needed" if recipe.needs_imatrix else "",
+        )
     stdout.print(table)
     onnx = Table("recipe", "bits", "exceptions", "with --format onnx", box=None, pad_edge=False)
     for row in ONNX_RECIPES.values():
-        onnx.add_row(row.name, str(row.bits), ", ".join(
-            [f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers), row.summary)
+        onnx.add_row(
+            row.name,
+            str(row.bits),
+            ", ".join([f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers),
+            row.summary,
+        )
     stdout.print(onnx)
     ctx.exit()

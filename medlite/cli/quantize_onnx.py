@@ -12,11 +12,11 @@ from medlite.cli import print_json
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
-    from quantize.checkpoint import Checkpoint
-    from quantize.onnx_plan import FolderPlan
-    from quantize.onnx_recipes import OnnxRecipe
-    from quantize.to_gguf import WriteSettings
-    from quantize.to_onnx import OnnxWritten
+    from quantize.onnx.plan import FolderPlan
+    from quantize.onnx.recipes import OnnxRecipe
+    from quantize.onnx.write import OnnxWritten
+    from quantize.source.checkpoint import Checkpoint
+    from quantize.stream.writer import WriteSettings
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class OnnxOptions:
 
 def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") -> None:
     """Write an ONNX folder for each recipe, or show their plans."""
-    from medlite.hub import find_checkpoint
-    from medlite.registry import remember_folders
-    from quantize.onnx_recipes import DEFAULT_RECIPE, find_onnx_recipe
+    from medlite.models.hub import find_checkpoint
+    from medlite.models.registry import remember_folders
+    from quantize.onnx.recipes import DEFAULT_RECIPE, find_onnx_recipe
 
     folder = find_checkpoint(source, offline=options.offline)
     recipes = list(dict.fromkeys(find_onnx_recipe(name) for name in options.recipes or (DEFAULT_RECIPE,)))
@@ -52,19 +52,22 @@ def quantize_onnx(source: str, options: OnnxOptions, settings: "WriteSettings") 
         if options.dry_run:
             show_plans(list(zip(plans, paths, strict=True)), as_json=options.as_json)
             return
-        written = [write_with_progress(plan, path, settings, quiet=options.as_json)
-                   for plan, path in zip(plans, paths, strict=True)]
+        written = [
+            write_with_progress(plan, path, settings, quiet=options.as_json)
+            for plan, path in zip(plans, paths, strict=True)
+        ]
     remember_folders(paths)
     show_written(written, as_json=options.as_json)
 
 
 @contextmanager
-def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
-             options: OnnxOptions) -> "Iterator[list[FolderPlan]]":
+def plans_of(
+    folder: Path, recipes: "list[OnnxRecipe]", beside: Path, options: OnnxOptions
+) -> "Iterator[list[FolderPlan]]":
     """A plan for each recipe. With --exporter optimum its float32 export lies under `beside` meanwhile."""
-    from quantize.checkpoint import open_checkpoint
-    from quantize.onnx_plan import make_onnx_plan
-    from quantize.onnx_recipes import DEFAULT_BLOCK
+    from quantize.onnx.plan import make_onnx_plan
+    from quantize.onnx.recipes import DEFAULT_BLOCK
+    from quantize.source.checkpoint import open_checkpoint
 
     block = options.block or DEFAULT_BLOCK
     if options.exporter == "medlite":
@@ -72,16 +75,21 @@ def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
         refuse_unknown(checkpoint)
         yield [make_onnx_plan(checkpoint, recipe, block=block, device=options.device) for recipe in recipes]
         return
-    from quantize.onnx_export_plan import open_source, plan_export
-    from quantize.optimum_export import exported
+    from quantize.onnx.exported import open_source, plan_export
+    from quantize.onnx.optimum import exported
 
     if options.device != "cpu":
-        raise RecipeError(f"--exporter optimum --device {options.device}: its graphs are made for the CPU",
-                          hint="leave --device out, or --exporter medlite where it knows the architecture")
+        raise RecipeError(
+            f"--exporter optimum --device {options.device}: its graphs are made for the CPU",
+            hint="leave --device out, or --exporter medlite where it knows the architecture",
+        )
     source = open_source(folder)
     if not options.as_json:
-        click.echo(f"optimum exports {folder.name} in float32 first, which takes minutes and about five times the "
-                   "checkpoint's size in memory", err=True)
+        click.echo(
+            f"optimum exports {folder.name} in float32 first, which takes minutes and about five times the "
+            "checkpoint's size in memory",
+            err=True,
+        )
     with exported(folder, beside, options.exporter_python) as export:
         yield [plan_export(source, export, recipe, block) for recipe in recipes]
 
@@ -89,7 +97,7 @@ def plans_of(folder: Path, recipes: "list[OnnxRecipe]", beside: Path,
 def refuse_unknown(checkpoint: "Checkpoint") -> None:
     """Raise CheckpointError, with the way out, where no table of ours knows the architecture."""
     from medlite.errors import CheckpointError
-    from quantize.architectures import find_architecture
+    from quantize.families.architectures import find_architecture
 
     try:
         find_architecture(checkpoint.config)
@@ -100,7 +108,7 @@ def refuse_unknown(checkpoint: "Checkpoint") -> None:
 
 def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
     """Where an artifact goes: <checkpoint>-<recipe>-onnx in a folder that exists, or the new folder --out names."""
-    from medlite.onnx_format import is_onnx_folder
+    from medlite.formats.onnx_folder import is_onnx_folder
 
     resolved = folder.resolve()
     name = resolved.parent.parent.name.split("--")[-1] if resolved.parent.name == "snapshots" else resolved.name
@@ -117,11 +125,13 @@ def write_with_progress(plan: "FolderPlan", path: Path, settings: "WriteSettings
     from dataclasses import replace
 
     from medlite.cli.display import progress_bar
-    from quantize.to_onnx import write_onnx
+    from quantize.onnx.write import write_onnx
 
     total = sum(tensor.n_bytes for tensor in plan.tensors)
-    with (progress_bar(f"quantize {plan.recipe.name}", total, unit="bytes", quiet=quiet) as on_bytes,
-          progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify):
+    with (
+        progress_bar(f"quantize {plan.recipe.name}", total, unit="bytes", quiet=quiet) as on_bytes,
+        progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify,
+    ):
         try:
             return write_onnx(plan, path, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
         except KeyboardInterrupt:
@@ -132,10 +142,23 @@ def write_with_progress(plan: "FolderPlan", path: Path, settings: "WriteSettings
 def plan_json(plan: "FolderPlan", path: Path) -> dict[str, Any]:
     """A plan as data: every tensor's storage, size and reason."""
     return {
-        "path": str(path), "recipe": plan.recipe.name, "block": plan.block, "device": plan.device,
-        "n_bytes": plan.n_bytes, "n_params": plan.n_params, "bits_per_weight": plan.bits_per_weight,
-        "tensors": [{"name": tensor.name, "storage": tensor.storage.name, "shape": list(tensor.shape),
-                     "n_bytes": tensor.n_bytes, "reason": tensor.storage.reason} for tensor in plan.tensors],
+        "path": str(path),
+        "recipe": plan.recipe.name,
+        "block": plan.block,
+        "device": plan.device,
+        "n_bytes": plan.n_bytes,
+        "n_params": plan.n_params,
+        "bits_per_weight": plan.bits_per_weight,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "storage": tensor.storage.name,
+                "shape": list(tensor.shape),
+                "n_bytes": tensor.n_bytes,
+                "reason": tensor.storage.reason,
+            }
+            for tensor in plan.tensors
+        ],
         "ignored": dict(plan.ignored),
     }
 
@@ -154,25 +177,43 @@ def show_plans(outputs: "list[tuple[FolderPlan, Path]]", *, as_json: bool) -> No
         table = Table("tensor", "storage", "shape", "bytes", "why", box=None, pad_edge=False, header_style="bold")
         table.columns[3].justify = "right"
         for tensor in plan.tensors:
-            table.add_row(tensor.name, tensor.storage.name, " x ".join(map(str, tensor.shape)),
-                          f"{tensor.n_bytes:,}", tensor.storage.reason)
+            table.add_row(
+                tensor.name,
+                tensor.storage.name,
+                " x ".join(map(str, tensor.shape)),
+                f"{tensor.n_bytes:,}",
+                tensor.storage.reason,
+            )
         stdout.print(table)
         for name, reason in plan.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
-        stdout.print(f"[bold]{path}[/bold]: {plan.n_bytes:,} bytes ({format_bytes(plan.n_bytes)}) and the tokenizer, "
-                     f"{plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)
+        stdout.print(
+            f"[bold]{path}[/bold]: {plan.n_bytes:,} bytes ({format_bytes(plan.n_bytes)}) and the tokenizer, "
+            f"{plan.bits_per_weight:.2f} bits per weight",
+            soft_wrap=True,
+        )
     stdout.print("nothing was written")
 
 
 def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
     """Print the folders with their size, bits per weight and error."""
-    from quantize.onnx_receipt import read_onnx_receipt
+    from quantize.onnx.receipt import read_onnx_receipt
 
     receipts = [read_onnx_receipt(one.path) for one in written]
     if as_json:
-        print_json([{"path": str(one.path), "n_resumed_bytes": one.n_resumed_bytes, **{k: receipt[k] for k in (
-            "recipe", "block", "device", "n_params", "bits_per_weight", "files", "total")}}
-            for one, receipt in zip(written, receipts, strict=True)])
+        print_json(
+            [
+                {
+                    "path": str(one.path),
+                    "n_resumed_bytes": one.n_resumed_bytes,
+                    **{
+                        k: receipt[k]
+                        for k in ("recipe", "block", "device", "n_params", "bits_per_weight", "files", "total")
+                    },
+                }
+                for one, receipt in zip(written, receipts, strict=True)
+            ]
+        )
         return
     from medlite.cli.display import stdout
     from medlite.files import format_bytes
@@ -181,6 +222,9 @@ def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
         sqnr = receipt["total"].get("sqnr_db")
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
-        stdout.print(f"[bold]{one.path}[/bold]  {format_bytes(one.plan.n_bytes)}, "
-                     f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}", soft_wrap=True)
+        stdout.print(
+            f"[bold]{one.path}[/bold]  {format_bytes(one.plan.n_bytes)}, "
+            f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}",
+            soft_wrap=True,
+        )
     stdout.print(f"next: medlite chat {written[0].path}", style="dim", soft_wrap=True)

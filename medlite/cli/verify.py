@@ -9,17 +9,20 @@ import click
 from medlite.cli import print_json
 
 if TYPE_CHECKING:
-    from quantize.verify import Verification
+    from quantize.gguf.verify import Verification
 
 
-@click.command("verify", epilog="""\b
+@click.command(
+    "verify",
+    epilog="""\b
 Examples:
   medlite verify model-Q4_K_M.gguf
   medlite verify model-Q4_K_M.gguf --against ./Llama-3.2-1B-Instruct
   medlite verify downloaded.gguf --json
   medlite verify model-q4m-onnx
 
-Exit code 0: nothing wrong. 1: something is wrong, and named.""")
+Exit code 0: nothing wrong. 1: something is wrong, and named.""",
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", metavar="SOURCE", help="Also encode the checkpoint again and compare every tensor.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix it was made with.")
@@ -32,13 +35,13 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
     """
     from medlite.cli.display import progress_bar
     from medlite.errors import ArtifactError
-    from medlite.hub import find_checkpoint
-    from medlite.onnx_format import DATA_NAME, is_onnx_folder
-    from quantize.checkpoint import open_checkpoint
-    from quantize.imatrix import read_imatrix
-    from quantize.receipt import receipt_path
-    from quantize.verify import verify
-    from quantize.verify_onnx import verify_onnx
+    from medlite.formats.onnx_folder import DATA_NAME, is_onnx_folder
+    from medlite.models.hub import find_checkpoint
+    from quantize.gguf.imatrix import read_imatrix
+    from quantize.gguf.receipt import receipt_path
+    from quantize.gguf.verify import verify
+    from quantize.onnx.verify import verify_onnx
+    from quantize.source.checkpoint import open_checkpoint
 
     if not file.exists():
         raise ArtifactError(f"{file}: no such file")
@@ -53,8 +56,9 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
         return
     total = file.stat().st_size * (2 if receipt_path(file).exists() else 1)
     with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
-        found = verify(file, against=checkpoint, importance=read_imatrix(imatrix) if imatrix else None,
-                       on_bytes=on_bytes)
+        found = verify(
+            file, against=checkpoint, importance=read_imatrix(imatrix) if imatrix else None, on_bytes=on_bytes
+        )
     finish(found, as_json=as_json)
 
 
@@ -70,15 +74,23 @@ def show(found: "Verification", *, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        print_json({"path": str(found.path), "ok": found.ok, "checked": found.checked, "problems": found.problems,
-                    "comparisons": [asdict(one) for one in found.comparisons]})
+        print_json(
+            {
+                "path": str(found.path),
+                "ok": found.ok,
+                "checked": found.checked,
+                "problems": found.problems,
+                "comparisons": [asdict(one) for one in found.comparisons],
+            }
+        )
         return
     from medlite.cli.display import stdout
 
     if found.comparisons:
         identical = sum(one.identical for one in found.comparisons)
-        stdout.print(f"{identical} of {len(found.comparisons)} tensors are byte for byte what medlite makes of the "
-                     "source")
+        stdout.print(
+            f"{identical} of {len(found.comparisons)} tensors are byte for byte what medlite makes of the source"
+        )
         for one in sorted((c for c in found.comparisons if c.sqnr_db is not None), key=lambda c: c.sqnr_db or 0)[:3]:
             stdout.print(f"  furthest from the source: {one.name} {one.type} {one.sqnr_db:.1f} dB", style="dim")
     for problem in found.problems:

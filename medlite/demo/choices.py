@@ -42,6 +42,6 @@ def make_item(stem: str, right: str, wrong: tuple[str, ...], answer: int, rng: r
 def prompt(stem: str) -> str:
     """Return the text after which each option is weighed, and after which training puts the answer.
 
-    Source: bench/prompts.py, cloze.
+    Source: bench/ask/prompts.py, cloze.
     """
     return f"Question: {stem}\nAnswer:"

@@ -57,7 +57,7 @@ class Settings:
 def cloze_accuracy(weights: "Weights", shape: "Shape", tokenizer: "Tokenizer", records: list[dict[str, Any]]) -> float:
     """Return the share of records whose right option is the likeliest answer, per character, in 0..1.
 
-    Source: bench/prompts.py, cloze: the sum of an option's log-probabilities over its length in characters.
+    Source: bench/ask/prompts.py, cloze: the sum of an option's log-probabilities over its length in characters.
     """
     import torch
 

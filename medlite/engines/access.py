@@ -16,7 +16,7 @@ class Access:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holder: int | None = None         # the thread that holds the lock
+        self._holder: int | None = None  # the thread that holds the lock
         self._cancelled = threading.Event()
         self._closed = False
 

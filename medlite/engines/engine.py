@@ -1,7 +1,7 @@
 """What a runtime must offer: tokens, logits at chosen positions of many sequences, and a streamed generation.
 
 An engine is a plain object that satisfies `Engine`; nothing inherits from it. Scoring never happens inside an
-engine: it returns raw logits, and `bench.scoring` turns them into log-probabilities for every engine alike.
+engine: it returns raw logits, and `bench.score.scoring` turns them into log-probabilities for every engine alike.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +21,19 @@ OnPrompt = Callable[[int, int], None]
 class EngineInfo:
     """Facts of a loaded model, for banners and run records. Sizes in bytes, times in seconds."""
 
-    engine: str                      # "llamacpp"
-    engine_version: str              # "llama-cpp-python 0.3.36"
-    device: str                      # "cpu" or "cuda"
-    device_name: str                 # "AMD EPYC 9354" or "NVIDIA H100 80GB HBM3"
+    engine: str  # "llamacpp"
+    engine_version: str  # "llama-cpp-python 0.3.36"
+    device: str  # "cpu" or "cuda"
+    device_name: str  # "AMD EPYC 9354" or "NVIDIA H100 80GB HBM3"
     model_name: str
     n_vocab: int
-    n_context: int                   # tokens that one sequence may hold
+    n_context: int  # tokens that one sequence may hold
     n_threads: int
     load_seconds: float
     n_gpu_layers: int = 0
     settings: dict[str, str] = field(default_factory=dict)
     buffer_bytes: dict[str, int] = field(default_factory=dict)  # what the runtime allocated, by its own names
-    warnings: tuple[str, ...] = ()   # what the user should know before trusting speed or memory, e.g. an unused GPU
+    warnings: tuple[str, ...] = ()  # what the user should know before trusting speed or memory, e.g. an unused GPU
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class GeneratedToken:
 
     token: int
     text: str
-    log_probability: float           # nats, of the chosen token under the unscaled distribution
-    finish: str | None = None        # "stop" (end-of-turn token or stop text), "length", "cancelled"
+    log_probability: float  # nats, of the chosen token under the unscaled distribution
+    finish: str | None = None  # "stop" (end-of-turn token or stop text), "length", "cancelled"
 
 
 class Engine(Protocol):
@@ -101,8 +101,9 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, tokens: Sequence[int], settings: GenerationSettings,
-                 on_prompt: OnPrompt | None = None) -> Iterator[GeneratedToken]:
+    def generate(
+        self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
+    ) -> Iterator[GeneratedToken]:
         """Tokens one by one. What `tokens` shares with the previous call's sequence is not read again.
 
         Closing the iterator cancels. Raises ContextError if the prompt leaves no room for one token, EngineError for
@@ -153,7 +154,7 @@ class DraftCounts:
 class ReadsAhead(Protocol):
     """What an engine may offer beside `Engine`: guessing tokens, so that one decode reads several."""
 
-    draft_counts: DraftCounts        # of the last generation
+    draft_counts: DraftCounts  # of the last generation
 
     def set_draft(self, draft: Path | str | None) -> None:
         """Guess from now on: "lookup" from the text so far, a path with that smaller model; None stops.

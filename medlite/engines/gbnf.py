@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from medlite.errors import EngineError
 
 ROOT = "root"
-MOST_REPEATED = 2000             # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
+MOST_REPEATED = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
 MOST_NESTED = 64
 
 NAME = re.compile(r"[A-Za-z0-9-]+")
@@ -36,8 +36,9 @@ def check_gbnf(text: str) -> None:
     ending = _fixpoint(rules, lambda name, known: name is None or name in known)
     for name in rules:
         if name not in ending:
-            raise EngineError(f"the grammar's rule {_shown(name)} never ends",
-                              hint="give it an alternative without itself")
+            raise EngineError(
+                f"the grammar's rule {_shown(name)} never ends", hint="give it an alternative without itself"
+            )
     _check_left_recursion(rules, nullable)
 
 
@@ -47,15 +48,17 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth = text, 0, 0
         self.found: dict[str, list[Alternative]] = {}
-        self.referred: dict[str, int] = {}       # name -> where it is first used
+        self.referred: dict[str, int] = {}  # name -> where it is first used
 
     def fail(self, needed: str, at: int | None = None) -> EngineError:
         at = self.at if at is None else at
         line = self.text.count("\n", 0, at) + 1
         column = at - (self.text.rfind("\n", 0, at) + 1) + 1
         found = repr(self.text[at : at + 12]) if at < len(self.text) else "its end"
-        return EngineError(f"grammar, line {line}, column {column}: {found} found, {needed} was needed",
-                           hint="the notation: grammars/README.md of llama.cpp")
+        return EngineError(
+            f"grammar, line {line}, column {column}: {found} found, {needed} was needed",
+            hint="the notation: grammars/README.md of llama.cpp",
+        )
 
     def rules(self) -> Mapping[str, list[Alternative]]:
         self.skip(lines=True)
@@ -123,7 +126,7 @@ class _Parser:
         if letter in "<!":
             raise self.fail("text (tokens by name or id are not taken)")
         at = self.at
-        referred = self.take(NAME, "an element: \"text\", [characters], ( ), . or the name of a rule")
+        referred = self.take(NAME, 'an element: "text", [characters], ( ), . or the name of a rule')
         self.referred.setdefault(referred, at)
         return [referred]
 
@@ -185,7 +188,7 @@ class _Parser:
         return [*(item if n_least else []), *more]
 
     def new_rule(self, name: str, alternatives: list[Alternative]) -> str:
-        inner = f"{name} {len(self.found)}"   # no name in a grammar holds a space
+        inner = f"{name} {len(self.found)}"  # no name in a grammar holds a space
         self.found[inner] = alternatives
         return inner
 
@@ -199,8 +202,12 @@ def _fixpoint(rules: Mapping[str, list[Alternative]], passes: Passes) -> set[str
     known: set[str] = set()
     grew = True
     while grew:
-        new = {name for name, alternatives in rules.items() if name not in known
-               and any(all(passes(part, known) for part in alternative) for alternative in alternatives)}
+        new = {
+            name
+            for name, alternatives in rules.items()
+            if name not in known
+            and any(all(passes(part, known) for part in alternative) for alternative in alternatives)
+        }
         known |= new
         grew = bool(new)
     return known
@@ -221,8 +228,10 @@ def _check_left_recursion(rules: Mapping[str, list[Alternative]], nullable: set[
                 done.add(path.pop())
                 stack.pop()
             elif child in path:
-                raise EngineError(f"the grammar's rule {_shown(child)} reaches itself without passing a character",
-                                  hint="write repetition to the right, and repeat nothing that may be empty")
+                raise EngineError(
+                    f"the grammar's rule {_shown(child)} reaches itself without passing a character",
+                    hint="write repetition to the right, and repeat nothing that may be empty",
+                )
             elif child not in done:
                 stack.append((child, iter(_first_rules(rules[child], nullable))))
 

@@ -1,13 +1,15 @@
 """GBNF expressions for JSON numbers: within bounds, and short enough that a double holds them."""
 
-MOST_DIGITS = 15                 # a double holds every integer of 15 digits
+MOST_DIGITS = 15  # a double holds every integer of 15 digits
 
 
 def number_expression(*, negative: bool) -> str:
     """A JSON number of at most 15 digits before and after the point, and an exponent of at most two."""
     sign = '"-"? ' if negative else ""
-    return (f'{sign}( "0" | [1-9] [0-9]{{0,{MOST_DIGITS - 1}}} ) ( "." [0-9]{{1,{MOST_DIGITS}}} )? '
-            '( [eE] [-+]? [0-9]{1,2} )?')
+    return (
+        f'{sign}( "0" | [1-9] [0-9]{{0,{MOST_DIGITS - 1}}} ) ( "." [0-9]{{1,{MOST_DIGITS}}} )? '
+        "( [eE] [-+]? [0-9]{1,2} )?"
+    )
 
 
 def integer_between(low: int | None, high: int | None) -> str:
@@ -25,7 +27,7 @@ def integer_between(low: int | None, high: int | None) -> str:
 def _digits(low: int, high: int) -> list[str]:
     """Alternatives for 0 <= low..high: one group for each number of digits, whole groups together."""
     options: list[str] = []
-    whole: list[int] = []        # lengths whose every number is meant
+    whole: list[int] = []  # lengths whose every number is meant
     for length in range(len(str(low)), len(str(high)) + 1):
         first, last = (0 if length == 1 else 10 ** (length - 1)), 10**length - 1
         if length > 1 and low <= first and high >= last:

@@ -14,11 +14,13 @@ from urllib.parse import unquote
 from medlite.engines.json_numbers import integer_between, number_expression
 from medlite.errors import EngineError
 
-MOST_REPEATED = 2000             # gbnf.MOST_REPEATED
+MOST_REPEATED = 2000  # gbnf.MOST_REPEATED
 MOST_ALTERNATIVES = 1000
 KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
+# fmt: off
 ANNOTATIONS = frozenset(("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly",
                          "$schema", "$id", "$comment", "$anchor", "$defs", "definitions"))
+# fmt: on
 # What a keyword says of one kind of value; it says nothing of the others.
 KEYWORDS: dict[str, frozenset[str]] = {
     "object": frozenset(("properties", "required", "additionalProperties")),
@@ -26,12 +28,13 @@ KEYWORDS: dict[str, frozenset[str]] = {
     "string": frozenset(("minLength", "maxLength")),
     "number": frozenset(("minimum",)),
     "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
-    "boolean": frozenset(), "null": frozenset(),
+    "boolean": frozenset(),
+    "null": frozenset(),
 }
 FIXED_RULES = {
     "ws": '( " " | "\\n" [ \\t]{0,20} )?',
     "char": r'[^"\\\x00-\x1F] | "\\" ( ["\\/bfnrt] | "u" unit )',
-    "unit": "[0-9A-CEFa-cef] [0-9A-Fa-f]{3} | [Dd] [0-7] [0-9A-Fa-f]{2}",      # no half of a surrogate pair
+    "unit": "[0-9A-CEFa-cef] [0-9A-Fa-f]{3} | [Dd] [0-7] [0-9A-Fa-f]{2}",  # no half of a surrogate pair
     "string": r'"\"" char* "\""',
     "number": number_expression(negative=True),
     "value": 'object | array | string | number | "true" | "false" | "null"',
@@ -96,8 +99,14 @@ class _Builder:
             raise _fail(place, "takes no value at all")
         if not isinstance(schema, Mapping):
             raise _fail(place, f"{schema!r} is no schema, an object was needed")
-        for keyword, build in (("$ref", self._reference), ("enum", self._enum), ("const", self._enum),
-                               ("anyOf", self._union), ("oneOf", self._union), ("allOf", self._all)):
+        for keyword, build in (
+            ("$ref", self._reference),
+            ("enum", self._enum),
+            ("const", self._enum),
+            ("anyOf", self._union),
+            ("oneOf", self._union),
+            ("allOf", self._all),
+        ):
             if keyword in schema:
                 self._check_alone(schema, keyword, place)
                 return build(schema, place)
@@ -112,19 +121,26 @@ class _Builder:
     def _check_alone(self, schema: Mapping[str, Any], keyword: str, place: str) -> None:
         beside = set(schema) - ANNOTATIONS - {keyword} - ({"type"} if keyword in ("enum", "const") else set())
         if keyword == "oneOf":
-            beside -= {"discriminator"}     # OpenAPI's annotation of the same
+            beside -= {"discriminator"}  # OpenAPI's annotation of the same
         if beside:
-            raise _fail(place, f"{', '.join(sorted(beside))} beside {keyword} cannot be promised",
-                        "write one schema that says both")
+            raise _fail(
+                place,
+                f"{', '.join(sorted(beside))} beside {keyword} cannot be promised",
+                "write one schema that says both",
+            )
 
     def _check_keywords(self, schema: Mapping[str, Any], place: str) -> None:
         known = ANNOTATIONS | {"type"} | frozenset().union(*KEYWORDS.values())
         for keyword in schema:
             harmless = (keyword == "uniqueItems" and schema[keyword] is False) or (
-                keyword == "multipleOf" and schema[keyword] == 1 and schema.get("type") == "integer")
+                keyword == "multipleOf" and schema[keyword] == 1 and schema.get("type") == "integer"
+            )
             if keyword not in known and not harmless:
-                raise _fail(place, f"{keyword} cannot be promised by a grammar",
-                            "leave it out and check the reply, or say it with enum, type and lengths")
+                raise _fail(
+                    place,
+                    f"{keyword} cannot be promised by a grammar",
+                    "leave it out and check the reply, or say it with enum, type and lengths",
+                )
 
     # --- kinds -------------------------------------------------------------------------------------------------------
 
@@ -164,7 +180,7 @@ class _Builder:
         if not heads and (tail is None or n_most == 0):
             return '"[" ws "]"'
         if heads and n_least < len(heads):
-            n_least = len(heads)        # fewer would be valid too; the grammar writes whole tuples
+            n_least = len(heads)  # fewer would be valid too; the grammar writes whole tuples
         if heads:
             more = _times(f'( "," ws {tail} )', n_least - len(heads), None if n_most is None else n_most - len(heads))
             inside = ' "," ws '.join(heads) + (f" {more}" if tail is not None and n_most != len(heads) else "")
@@ -187,14 +203,16 @@ class _Builder:
             value = self.expression(others, f"{place}/additionalProperties")
             pair = f'string ":" ws {value}'
             return self.rule(place, f'"{{" ws ( {pair} ( "," ws {pair} )* )? ws "}}"')
-        pairs = [(f'{literal(name, place)} ":" ws {self.expression(value, f"{place}/properties/{name}")}',
-                  name in required) for name, value in properties.items()]
+        pairs = [
+            (f'{literal(name, place)} ":" ws {self.expression(value, f"{place}/properties/{name}")}', name in required)
+            for name, value in properties.items()
+        ]
         return self.rule(place, f'"{{" ws {self._members(pairs, place)} ws "}}"')
 
     def _members(self, pairs: list[tuple[str, bool]], place: str) -> str:
         """Properties in order, with commas between those that are there. pairs: expression, whether it is required."""
-        later = '""'                    # what follows once a property was written
-        first = '""'                    # what follows while none was
+        later = '""'  # what follows once a property was written
+        first = '""'  # what follows while none was
         for i in range(len(pairs) - 1, -1, -1):
             pair, is_required = pairs[i]
             pair_rule = self.rule(f"{place}-{i}", pair)
@@ -261,8 +279,9 @@ class _Builder:
 
     def _disjoint(self, one: Any, other: Any, place: str) -> bool:
         """Whether surely no value matches both: other kinds, other values, or a property that tells them apart."""
-        one, other = (self._resolve(s["$ref"], place) if isinstance(s, Mapping) and "$ref" in s else s
-                      for s in (one, other))
+        one, other = (
+            self._resolve(s["$ref"], place) if isinstance(s, Mapping) and "$ref" in s else s for s in (one, other)
+        )
         if not isinstance(one, Mapping) or not isinstance(other, Mapping):
             return False
         values = [s["enum"] if "enum" in s else [s["const"]] if "const" in s else None for s in (one, other)]
@@ -273,8 +292,10 @@ class _Builder:
             return True
         if kinds[0] == kinds[1] == {"object"}:
             shared = set(one.get("required", ())) & set(other.get("required", ()))
-            return any(self._disjoint(one.get("properties", {}).get(name), other.get("properties", {}).get(name), place)
-                       for name in shared)
+            return any(
+                self._disjoint(one.get("properties", {}).get(name), other.get("properties", {}).get(name), place)
+                for name in shared
+            )
         return False
 
 
@@ -295,8 +316,11 @@ def _kinds_of(schema: Mapping[str, Any], values: list[Any] | None) -> set[str]:
 
 def _is_kind(value: Any, kind: str) -> bool:
     if kind in ("number", "integer"):
-        return isinstance(value, int | float) and not isinstance(value, bool) and (
-            kind == "number" or float(value).is_integer())
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (kind == "number" or float(value).is_integer())
+        )
     types = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
     return isinstance(value, types.get(kind, ()))
 
@@ -304,8 +328,9 @@ def _is_kind(value: Any, kind: str) -> bool:
 def _bounds(schema: Mapping[str, Any], least: str, most: str, place: str) -> tuple[int, int | None]:
     n_least, n_most = schema.get(least, 0), schema.get(most)
     for keyword, value in ((least, n_least), (most, n_most)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)
-                                  or not 0 <= value <= MOST_REPEATED):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_REPEATED
+        ):
             raise _fail(place, f"{keyword} is {value!r}, an integer from 0 to {MOST_REPEATED} was needed")
     if n_most is not None and n_most < n_least:
         raise _fail(place, f"{least} {n_least} is more than {most} {n_most}")

@@ -56,8 +56,10 @@ def distinct_sequences(requests: Sequence[LogitsRequest]) -> tuple[list[Branch],
         wanted.setdefault(request.tokens, set()).update(request.positions)
     ordered = sorted(wanted)
     index = {tokens: i for i, tokens in enumerate(ordered)}
-    sequences = [Branch(np.asarray(tokens, dtype=np.int32), np.asarray(sorted(wanted[tokens]), dtype=np.int32))
-                 for tokens in ordered]
+    sequences = [
+        Branch(np.asarray(tokens, dtype=np.int32), np.asarray(sorted(wanted[tokens]), dtype=np.int32))
+        for tokens in ordered
+    ]
     return sequences, [index[request.tokens] for request in requests]
 
 
@@ -73,7 +75,7 @@ def plan_wave(sequences: Sequence[Branch], kept: Ids, *, max_sequences: int, max
     sequences: sorted, distinct. kept: a prefix of the first one, shorter than its first wanted position.
     """
     n_kept: list[int] = []
-    shared: list[int] = []      # with the sequence before
+    shared: list[int] = []  # with the sequence before
     n_new = 0
     for i, sequence in enumerate(sequences[:max_sequences]):
         in_kept = shared_length(sequence.tokens, kept)
@@ -114,5 +116,6 @@ def _build(sequences: Sequence[Branch], n_kept: list[int], shared: list[int]) ->
         wanted_slots.append(slots[-1])
     wanted = np.zeros(n_tokens, dtype=np.bool_)
     wanted[np.concatenate(wanted_slots)] = True
-    return Wave(tuple(n_kept), np.concatenate(tokens), np.concatenate(positions), np.concatenate(members), wanted,
-                tuple(slots))
+    return Wave(
+        tuple(n_kept), np.concatenate(tokens), np.concatenate(positions), np.concatenate(members), wanted, tuple(slots)
+    )

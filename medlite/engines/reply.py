@@ -9,8 +9,14 @@ from medlite.engines.text_stream import TextStream
 class Reply:
     """A reply of at most `n_left` tokens. piece: the bytes of a token. is_end: whether it ends a turn."""
 
-    def __init__(self, n_left: int, stop: tuple[str, ...], piece: Callable[[int], bytes],
-                 is_end: Callable[[int], bool], cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        n_left: int,
+        stop: tuple[str, ...],
+        piece: Callable[[int], bytes],
+        is_end: Callable[[int], bool],
+        cancelled: Callable[[], bool],
+    ) -> None:
         self.n_left = n_left
         self._stream = TextStream(stop)
         self._piece, self._is_end, self._cancelled = piece, is_end, cancelled

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from medlite.engines.engine import EngineInfo, GenerationSettings, LogitsRequest
 from medlite.errors import ContextError, EngineError
 
-WINDOW_REQUESTS = 64                # requests planned together: enough to share prefixes, few enough to report progress
-WINDOW_BYTES = 256 << 20            # of logits held until their turn
+WINDOW_REQUESTS = 64  # requests planned together: enough to share prefixes, few enough to report progress
+WINDOW_BYTES = 256 << 20  # of logits held until their turn
 
 
 def checked_token(token: int, info: EngineInfo) -> int:
@@ -21,10 +21,13 @@ def check_logits_request(number: int, request: LogitsRequest, info: EngineInfo) 
     """Raise ContextError for a sequence that is too long, EngineError for a position or token that is not there."""
     n, positions = len(request.tokens), request.positions
     if n > info.n_context:
-        raise ContextError(f"request {number}: {n} tokens, the context holds {info.n_context}",
-                           hint=f"--context {n} or more, if the model and the memory allow it")
+        raise ContextError(
+            f"request {number}: {n} tokens, the context holds {info.n_context}",
+            hint=f"--context {n} or more, if the model and the memory allow it",
+        )
     if any(b <= a for a, b in itertools.pairwise(positions)) or (
-            positions and not 0 <= positions[0] <= positions[-1] < n):
+        positions and not 0 <= positions[0] <= positions[-1] < n
+    ):
         raise EngineError(f"request {number}: positions {positions[:4]}... must ascend within its {n} tokens")
     if n and not 0 <= min(request.tokens) <= max(request.tokens) < info.n_vocab:
         raise EngineError(f"request {number}: a token is outside the vocabulary of {info.n_vocab}")
@@ -35,16 +38,19 @@ def checked_prompt(tokens: Sequence[int], info: EngineInfo) -> list[int]:
     if not tokens:
         raise EngineError("an empty prompt", hint="give at least one token; tokenize adds the first one by default")
     if len(tokens) >= info.n_context:
-        raise ContextError(f"the prompt has {len(tokens)} tokens, the context holds {info.n_context}",
-                           hint="shorten it, or take a larger --context if the model allows it")
+        raise ContextError(
+            f"the prompt has {len(tokens)} tokens, the context holds {info.n_context}",
+            hint="shorten it, or take a larger --context if the model allows it",
+        )
     return [checked_token(token, info) for token in tokens]
 
 
 def refuse_grammar(settings: GenerationSettings, engine: str) -> None:
     """Raise EngineError if a grammar is asked of an engine that has none: its reply would be unbound."""
     if settings.grammar is not None:
-        raise EngineError(f"the engine {engine} has no grammar: it cannot hold a reply to one",
-                          hint="llama.cpp can: use a GGUF file")
+        raise EngineError(
+            f"the engine {engine} has no grammar: it cannot hold a reply to one", hint="llama.cpp can: use a GGUF file"
+        )
 
 
 def windows(requests: Sequence[LogitsRequest], n_vocab: int) -> Iterator[list[LogitsRequest]]:

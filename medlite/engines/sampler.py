@@ -18,8 +18,8 @@ from medlite.errors import EngineError
 # Source: llama.cpp common/common.h, common_params_sampling.penalty_last_n.
 PENALTY_WINDOW = 64
 BLOCK = 256
-LIKELY_TOKENS = 256              # looked at before a whole vocabulary
-PREFIXES = (1024, 16384)         # how many of the likeliest tokens are sorted before all are
+LIKELY_TOKENS = 256  # looked at before a whole vocabulary
+PREFIXES = (1024, 16384)  # how many of the likeliest tokens are sorted before all are
 
 
 class Constraint(Protocol):
@@ -40,8 +40,9 @@ class Sampler:
     allowed tokens' share.
     """
 
-    def __init__(self, settings: GenerationSettings, recent: Iterable[int] = (),
-                 constraint: Constraint | None = None) -> None:
+    def __init__(
+        self, settings: GenerationSettings, recent: Iterable[int] = (), constraint: Constraint | None = None
+    ) -> None:
         self.settings, self._constraint = settings, constraint
         self._random = np.random.default_rng(settings.seed)
         self._recent: deque[int] = deque(recent, maxlen=PENALTY_WINDOW)
@@ -55,8 +56,10 @@ class Sampler:
         likeliest = int(logits.argmax())
         peak = float(logits[likeliest])
         if not math.isfinite(peak):  # NaN counts as the largest
-            raise EngineError(f"the model returned {'NaN' if math.isnan(peak) else peak} logits",
-                              hint="the file may be damaged, or its recipe too low for this model")
+            raise EngineError(
+                f"the model returned {'NaN' if math.isnan(peak) else peak} logits",
+                hint="the file may be damaged, or its recipe too low for this model",
+            )
         scores = self._penalised(logits) if self.settings.repeat_penalty != 1.0 else logits
         greedy = self.settings.temperature <= 0 and scores is logits
         token = likeliest if greedy else self._pick(scores)
@@ -82,8 +85,9 @@ class Sampler:
             if len(tokens) >= n_needed > 0:
                 break
         if not len(tokens):
-            raise EngineError("no token of this vocabulary continues the grammar",
-                              hint="a grammar of plain characters, or none")
+            raise EngineError(
+                "no token of this vocabulary continues the grammar", hint="a grammar of plain characters, or none"
+            )
         masked = np.full_like(scores, -np.inf)
         masked[tokens] = scores[tokens]
         return masked
@@ -118,8 +122,9 @@ class Sampler:
         assert token is not None
         return token
 
-    def _draw_among(self, tokens: NDArray[np.int64], scores: Logits, uniform: float, *,
-                    whole: bool = False) -> int | None:
+    def _draw_among(
+        self, tokens: NDArray[np.int64], scores: Logits, uniform: float, *, whole: bool = False
+    ) -> int | None:
         """The token at `uniform`; tokens: the likeliest, in order. None if it may lie beyond them; whole: it cannot."""
         settings = self.settings
         values = scores[tokens].astype(np.float64)

@@ -1,7 +1,7 @@
 """ggml's quantizers again, bit for bit, many blocks side by side: see README.md beside this file.
 
 The extension is optional. Where it was not built, `load()` gives None, `missing_reason()` says why, and callers use
-ggml's own functions (quantize/ggml.py), which give the same bytes more slowly.
+ggml's own functions (quantize/stream/ggml.py), which give the same bytes more slowly.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError, RecipeError
-from medlite.gguf_format import GGML_TYPES, GGML_TYPES_BY_ID
+from medlite.formats.gguf import GGML_TYPES, GGML_TYPES_BY_ID
 
 Memory = NDArray[Any] | bytes | bytearray | memoryview | mmap
 
@@ -31,8 +31,10 @@ class NotFiniteError(CheckpointError):
     """A weight is infinite or not a number; `row` is the row of the rows given. The caller knows the tensor's name."""
 
     def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} holds an infinite weight or NaN; every weight must be finite",
-                         hint="the checkpoint is damaged: download it again, or report it to whoever made it")
+        super().__init__(
+            f"row {row} holds an infinite weight or NaN; every weight must be finite",
+            hint="the checkpoint is damaged: download it again, or report it to whoever made it",
+        )
         self.row = row
 
 
@@ -77,19 +79,30 @@ class Kernels:
         weights = None if importance is None else np.ascontiguousarray(importance)
         bad_row = ctypes.c_int64(-1)
         done: int = self.library.medlite_encode(
-            ggml_type, source_type, read, write, n_rows, n_per_row,
+            ggml_type,
+            source_type,
+            read,
+            write,
+            n_rows,
+            n_per_row,
             None if weights is None else weights.ctypes.data,
-            BEST_ISA if isa is None else self.isas.index(isa), ctypes.byref(bad_row))
+            BEST_ISA if isa is None else self.isas.index(isa),
+            ctypes.byref(bad_row),
+        )
         if done == _NOT_FINITE:
             raise NotFiniteError(bad_row.value)
         if done == _OVERFLOW_IN_SEARCH:
-            raise RecipeError(f"row {bad_row.value} holds weights so large that the {GGML_TYPES_BY_ID[ggml_type].name} "
-                              "search overflows float32 (ggml aborts there)",
-                              hint="give this tensor a type without a grid, for example Q2_K or Q3_K")
+            raise RecipeError(
+                f"row {bad_row.value} holds weights so large that the {GGML_TYPES_BY_ID[ggml_type].name} "
+                "search overflows float32 (ggml aborts there)",
+                hint="give this tensor a type without a grid, for example Q2_K or Q3_K",
+            )
         if done == _UNSUPPORTED_TYPE:
-            raise RecipeError(f"{GGML_TYPES_BY_ID[ggml_type].name}: the kernels do not encode this type"
-                              f"{'' if importance is not None else ' without importance weights'}",
-                              hint="ask supports() first and call quantize.ggml otherwise")
+            raise RecipeError(
+                f"{GGML_TYPES_BY_ID[ggml_type].name}: the kernels do not encode this type"
+                f"{'' if importance is not None else ' without importance weights'}",
+                hint="ask supports() first and call quantize.stream.ggml otherwise",
+            )
         if done != n_written:
             name = GGML_TYPES_BY_ID[ggml_type].name
             raise RecipeError(f"{name}: the kernels wrote {done} bytes, {n_written} were needed")
@@ -107,8 +120,17 @@ class Kernels:
         read = _address(source, _n_bytes(source_type, n_rows, n_per_row, SOURCE_TYPES), writable=False)
         written = _address(encoded, _n_bytes(ggml_type, n_rows, n_per_row, GGML_TYPES_BY_ID), writable=False)
         errors = np.empty((n_rows, 2), np.float64)
-        done: int = self.library.medlite_measure(source_type, read, written, n_rows, n_per_row, row.block_weights,
-                                                 row.block_bytes, decode, errors.ctypes.data)
+        done: int = self.library.medlite_measure(
+            source_type,
+            read,
+            written,
+            n_rows,
+            n_per_row,
+            row.block_weights,
+            row.block_bytes,
+            decode,
+            errors.ctypes.data,
+        )
         if done != n_rows:
             raise RecipeError(f"{row.name}: the kernels do not measure rows of {n_per_row}")
         return errors
@@ -155,12 +177,28 @@ def _open() -> Kernels | str:
     library.medlite_supports.argtypes = [ctypes.c_int, ctypes.c_int]
     library.medlite_encode.restype = ctypes.c_int64
     library.medlite_encode.argtypes = [
-        ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
-        ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int64)]
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_int64),
+    ]
     library.medlite_measure.restype = ctypes.c_int64
     library.medlite_measure.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,
-        ctypes.c_void_p, ctypes.c_void_p]
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    ]
     isas = tuple(library.medlite_isa_name(isa).decode() for isa in range(library.medlite_isa() + 1))
     return Kernels(library, isas)
 

@@ -1,0 +1,1 @@
+"""What is asked, and how: questions, prompts, chat prompts, orders of the options."""

@@ -1,0 +1,1 @@
+"""Two records against each other: loss with its interval, flips, verdict, calibration, published scores."""

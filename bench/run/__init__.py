@@ -1,0 +1,1 @@
+"""One measurement in a process of its own, and the record that it leaves."""

@@ -1,0 +1,167 @@
+"""The facts of what is measured: an artifact, or a Hugging Face checkpoint folder for the reference engine."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.ask.chat_protocol import TemplateSource, template_of_header
+from bench.run import memory
+from bench.run.record import ArtifactFacts
+from medlite.errors import ArtifactError
+from medlite.files import file_sha256
+from medlite.formats.artifact import Artifact, open_artifact
+from medlite.formats.gguf import Header, read_header
+from medlite.formats.onnx_folder import read_onnx_facts
+
+MAX_HEADER_BYTES = 100 << 20  # the limit that safetensors itself sets
+OnBytes = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured. n_bytes: of all its files. artifact: None for a checkpoint folder. header: of a GGUF file."""
+
+    path: Path
+    n_bytes: int
+    n_context_trained: int
+    artifact: Artifact | None = None
+    header: Header | None = None
+
+    def kv_cache_bytes(self, n_context: int) -> int:
+        """Bytes of keys and values for n_context tokens, of GGUF at float16; 0 if the shape is not known."""
+        if self.artifact and self.artifact.format == "onnx":
+            return read_onnx_facts(self.path).kv_bytes_per_token() * n_context
+        return memory.kv_cache_bytes(self.header, n_context) if self.header else 0
+
+
+def look_at(path: Path) -> Measured:
+    """Size and context of the artifact at `path`, from its headers. Raises ArtifactError if it is none."""
+    if any(path.glob("*.safetensors")):
+        n_bytes = sum(file.stat().st_size for file in weight_files(path))
+        trained = read_config(path).get("max_position_embeddings", 0)
+        return Measured(path, n_bytes, trained if isinstance(trained, int) else 0)
+    artifact = open_artifact(path)
+    return Measured(
+        path, artifact.n_bytes, artifact.n_context_trained, artifact, read_header(path) if path.is_file() else None
+    )
+
+
+def template_of(measured: Measured) -> TemplateSource | None:
+    """The chat template that the artifact carries, or None."""
+    if measured.header:
+        return template_of_header(measured.header)
+    if measured.artifact and measured.artifact.format == "onnx":
+        facts = read_onnx_facts(measured.path)
+        return TemplateSource(facts.chat_template, facts.special_tokens) if facts.chat_template else None
+    return None
+
+
+def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
+    """What the record says of the artifact, its hash included; on_bytes hears how much was read."""
+    path = measured.path
+    if artifact := measured.artifact:
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        return ArtifactFacts(
+            file_name=path.name,
+            sha256=files_sha256(files, on_bytes),
+            format=artifact.format,
+            model_name=artifact.name,
+            recipe=artifact.recipe,
+            n_params=artifact.n_params,
+            n_bytes=artifact.n_bytes,
+            bits_per_weight=artifact.bits_per_weight,
+            source=source_of(path),
+        )
+    files = weight_files(path)
+    headers = [safetensors_header(file) for file in files]
+    tensors = [value for header in headers for name, value in header.items() if name != "__metadata__"]
+    n_params, n_bits, dtypes = 0, 0, set()
+    for tensor in tensors:
+        n_weights = 1
+        for size in tensor["shape"]:
+            n_weights *= int(size)
+        n_params += n_weights
+        n_bits += 8 * (int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0]))
+        dtypes.add(str(tensor["dtype"]))
+    if not n_params:
+        raise ArtifactError(f"{path}: its safetensors files hold no weights")
+    return ArtifactFacts(
+        file_name=path.name,
+        sha256=files_sha256(files, on_bytes),
+        format="safetensors",
+        model_name=path.name,
+        recipe="+".join(sorted(dtypes)),
+        n_params=n_params,
+        n_bytes=measured.n_bytes,
+        bits_per_weight=n_bits / n_params,
+        source=source_of(path),
+    )
+
+
+def source_of(path: Path) -> str:
+    """The checkpoint behind `path`: what the receipt of an artifact names; of a checkpoint in the hub's cache its
+    repository, of another folder its name. Empty for an artifact without a receipt that can be read.
+    """
+    receipt = path / "receipt.json" if path.is_dir() else path.with_name(path.name + ".receipt.json")
+    if path.is_dir() and not receipt.is_file():
+        folder = path.resolve()
+        if folder.parent.name == "snapshots":  # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT
+            return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return folder.name
+    try:
+        if receipt.stat().st_size > MAX_HEADER_BYTES:
+            return ""
+        name = json.loads(receipt.read_bytes())["source"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def files_sha256(files: Sequence[Path], on_bytes: OnBytes) -> str:
+    """The file's SHA-256; of several the SHA-256 of their names and digests."""
+    if len(files) == 1:
+        return file_sha256(files[0], on_bytes)
+    lines = "".join(f"{file_sha256(file, on_bytes)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder, by name. Raises ArtifactError if there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        raise ArtifactError(f"{folder}: no checkpoint: config.json and *.safetensors were needed")
+    return files
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as an object."""
+    try:
+        value = json.loads((folder / "config.json").read_bytes())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{folder / 'config.json'}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{folder / 'config.json'}: found {type(value).__name__}, an object was needed")
+    return value
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file. Source: safetensors README, "Format". Raises ArtifactError if it is none."""
+    try:
+        with path.open("rb") as handle:
+            (n_bytes,) = struct.unpack("<Q", handle.read(8))
+            if n_bytes > MAX_HEADER_BYTES:
+                raise ArtifactError(f"{path}: its header claims {n_bytes} bytes")
+            value = json.loads(handle.read(n_bytes))
+    except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: no safetensors file: {error}") from error
+    if not isinstance(value, dict) or not all(
+        isinstance(t, dict) and {"shape", "dtype", "data_offsets"} <= set(t)
+        for name, t in value.items()
+        if name != "__metadata__"
+    ):
+        raise ArtifactError(f"{path}: its header describes no tensors")
+    return value

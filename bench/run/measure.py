@@ -1,0 +1,221 @@
+"""Measure one open engine on one question set. `bench.run.run.run_in_child` does this in a process of its own."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.ask import chat_protocol
+from bench.ask.orders import check_shown, in_orders
+from bench.ask.prompts import PROTOCOLS
+from bench.ask.question import Prompt, Sample, Task, samples_sha256
+from bench.run import memory
+from bench.run.meters import Costs, Meters
+from bench.run.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
+from bench.run.speed import measure_speed
+from bench.score.scoring import ScoredSample, score_samples
+from bench.score.server import score_on_server
+from medlite import __version__
+from medlite.devices import process_memory
+from medlite.engines.engine import Engine, EngineInfo
+from medlite.engines.server.engine import OpenAIEngine
+from medlite.errors import TaskError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. phase: "hash" and "load" count bytes, "speed" steps, "score" samples."""
+
+    phase: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What will be asked: the drawn samples with their prompts, and the facts for the record."""
+
+    items: tuple[tuple[Sample, Prompt], ...]
+    facts: TaskFacts
+    prompts_sha256: str
+
+
+def prepare(
+    task: Task,
+    samples: Sequence[Sample],
+    shots: Sequence[Sample],
+    settings: RunSettings,
+    template: chat_protocol.TemplateSource | None = None,
+) -> Questions:
+    """The questions of a run. template: of the model, which the chat protocol needs.
+
+    Raises TaskError if the set has another size than the task's row says.
+    """
+    if task.n_samples and len(samples) != task.n_samples:
+        raise TaskError(f"{task.name}: {len(samples)} samples, the published set has {task.n_samples}")
+    if settings.protocol not in PROTOCOLS:
+        raise TaskError(f"{settings.protocol}: no such protocol", hint=f"one of {', '.join(PROTOCOLS)}")
+    drawn = draw(samples, settings.limit, settings.seed)
+    build = PROTOCOLS[settings.protocol] or task.build_prompt
+    if settings.protocol == "chat":
+        build = chat_protocol.builder_for(template)
+    if settings.n_orders > 1:
+        drawn = in_orders(drawn, settings.n_orders, settings.seed)
+    items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
+    if settings.n_orders > 1:
+        check_shown(items)
+    facts = TaskFacts(
+        name=task.name,
+        source=task.source,
+        revision=" ".join(dict.fromkeys(f.revision for f in task.files)),
+        licence=task.licence,
+        measure=task.measure,
+        n_all=len(samples),
+        n_samples=len(drawn),
+        dataset_sha256=samples_sha256(drawn),
+    )
+    return Questions(items, facts, prompts_sha256([prompt for _, prompt in items]))
+
+
+def draw(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+    """`limit` samples drawn without replacement, in file order; all if limit is 0 or too large."""
+    if limit <= 0 or limit >= len(samples):
+        return list(samples)
+    kept = np.random.default_rng(seed).choice(len(samples), size=limit, replace=False)
+    return [samples[i] for i in sorted(kept)]
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """One digest for all prompts in order."""
+    return hashlib.sha256("".join(prompt.sha256 for prompt in prompts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: its facts, its file (for the memory split; None behind a server), its key-value cache size,
+    and the counters that were started before it was loaded, None for none."""
+
+    facts: ArtifactFacts
+    path: Path | None
+    kv_cache_bytes: int = 0
+    meters: Meters | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the record goes. resume: continue an unfinished one; force: replace a finished one."""
+
+    path: Path
+    resume: bool = False
+    force: bool = False
+
+
+def measure(
+    engine: Engine,
+    subject: Subject,
+    questions: Questions,
+    settings: RunSettings,
+    output: Output,
+    on_progress: OnProgress | None = None,
+) -> RunRecord:
+    """The finished record of `questions` on `engine`, written to `output` as it goes."""
+    report = on_progress or (lambda _: None)
+    record = RunRecord(
+        artifact=subject.facts,
+        engine=engine_facts(engine.info),
+        task=questions.facts,
+        settings=settings,
+        prompts_sha256=questions.prompts_sha256,
+        environment=environment(),
+    )
+    with RecordWriter(output.path, record, resume=output.resume, force=output.force) as writer:
+        samples = list(writer.done)
+        left = questions.items[len(samples) :]
+        performance = Performance(load_seconds=engine.info.load_seconds, kv_cache_bytes=subject.kv_cache_bytes)
+        if settings.measure_speed:
+            report(Progress("speed", 0, 1))
+            speed = measure_speed(engine)
+            performance = replace(
+                performance,
+                prefill_tokens_per_second=speed.prefill_tokens_per_second,
+                decode_tokens_per_second=speed.decode_tokens_per_second,
+                first_token_seconds=speed.first_token_seconds,
+            )
+            report(Progress("speed", 1, 1))
+        if subject.meters:
+            subject.meters.zero()
+        started = time.perf_counter()
+        for sample in score(engine, left, settings):
+            writer.add(sample)
+            samples.append(sample)
+            report(Progress("score", len(samples), len(questions.items)))
+        seconds = time.perf_counter() - started
+        costs = subject.meters.read(engine.info.device) if subject.meters else Costs()
+        performance = replace(
+            performance,
+            scoring_seconds=seconds,
+            n_scored=len(left),
+            n_prompt_tokens=sum(s.n_prompt_tokens for s in samples[len(writer.done) :]),
+            peak_vram_bytes=costs.peak_vram_bytes,
+            cpu_joules=costs.cpu_joules,
+            gpu_joules=costs.gpu_joules,
+            notes=(*_notes(settings, resumed=bool(writer.done)), *costs.notes),
+        )
+        if subject.path is not None:
+            performance = replace(
+                performance,
+                peak_rss_bytes=process_memory().peak,
+                weights_resident_bytes=memory.mapped_bytes_of(subject.path),
+            )
+        writer.finish(performance, tuple(samples))
+    return replace(record, samples=tuple(samples), performance=performance, complete=True)
+
+
+def score(engine: Engine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings) -> Iterator[ScoredSample]:
+    """Scored samples, one call of the engine a group of questions."""
+    if isinstance(engine, OpenAIEngine):
+        for start in range(0, len(items), settings.n_group or len(items) or 1):
+            yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
+        return
+    if settings.protocol == "chat":
+        yield from chat_protocol.score_chat(engine, items, reply_tokens=settings.reply_tokens)
+        return
+    step = settings.n_group or len(items) or 1
+    for start in range(0, len(items), step):
+        yield from score_samples(engine, items[start : start + step], max_tokens=settings.max_tokens)
+
+
+def engine_facts(info: EngineInfo) -> dict[str, object]:
+    """EngineInfo as JSON, without the load time: that is performance, and differs between equal runs."""
+    facts = asdict(info)
+    del facts["load_seconds"]
+    plain: dict[str, object] = json.loads(json.dumps(facts))  # lists for tuples, as a reader of the record gets them
+    return plain
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    return {
+        "medlite": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "machine": platform.machine(),
+    }
+
+
+def _notes(settings: RunSettings, *, resumed: bool) -> tuple[str, ...]:
+    notes = [] if settings.measure_speed else ["prefill and decode speed were not measured"]
+    if settings.url:
+        notes.append("the model runs behind a server: its memory was not measured, its weights were not hashed")
+    if resumed:
+        notes.append("resumed: scoring time, energy and prompt tokens are of the last session only")
+    return tuple(notes)

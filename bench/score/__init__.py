@@ -1,0 +1,1 @@
+"""Logits to log-probabilities to scored samples."""

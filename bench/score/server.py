@@ -1,0 +1,89 @@
+"""Scoring on a model behind a server, which tells log-probabilities instead of logits.
+
+Invariant: a probability that the server does not tell makes the sample `failed`, with the reason in its text. Requests
+of several samples are under way at once; samples come in their order.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+
+from bench.ask.chat_protocol import TemplateSource, score_chat
+from bench.ask.question import Prompt, Sample
+from bench.run.record import ArtifactFacts, RunSettings
+from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, encode, predict, score_samples, unanswered
+from medlite.engines.server.engine import OpenAIEngine
+from medlite.errors import ContextError, RefusedError, TaskError
+
+Item = tuple[Sample, Prompt]
+
+
+def facts_of_server(engine: OpenAIEngine) -> ArtifactFacts:
+    """What is known of the model: its weights are out of reach, so no hash, and sizes only where the server says."""
+    facts = engine.facts
+    bits = 8 * facts.n_bytes / facts.n_params if facts.n_params else 0.0
+    return ArtifactFacts(
+        file_name=PurePosixPath(facts.model).name,
+        sha256="",
+        format="server",
+        model_name=facts.model,
+        recipe=facts.recipe or "unknown",
+        n_params=facts.n_params,
+        n_bytes=facts.n_bytes,
+        bits_per_weight=bits,
+    )
+
+
+def template_of_server(engine: OpenAIEngine) -> TemplateSource:
+    """The model's chat template. Raises TaskError unless the server tells it (llama-server does)."""
+    if not engine.facts.chat_template:
+        raise TaskError(
+            f"{engine.facts.dialect} does not tell the model's chat template, the chat protocol needs it",
+            hint="--protocol letters",
+        )
+    return TemplateSource(engine.facts.chat_template, engine.facts.special_tokens)
+
+
+def score_on_server(engine: OpenAIEngine, items: Sequence[Item], settings: RunSettings) -> Iterator[ScoredSample]:
+    """One scored sample an item, in order, settings.n_parallel at once."""
+    with ThreadPoolExecutor(max_workers=settings.n_parallel) as pool:
+        try:
+            yield from pool.map(lambda item: score_one(engine, item, settings), items)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score_one(engine: OpenAIEngine, item: Item, settings: RunSettings) -> ScoredSample:
+    """One scored sample: failed where the server refuses or does not tell, truncated where the prompt is too long."""
+    sample, prompt = item
+    try:
+        if settings.protocol == "chat":
+            return next(score_chat(engine, [item], reply_tokens=settings.reply_tokens))
+        if engine.facts.full:
+            return next(score_samples(engine, [item], max_tokens=settings.max_tokens))
+        if not engine.facts.tokenizer:
+            sums, n_tokens = engine.text_log_probabilities(prompt.context, prompt.continuations)
+        else:
+            encoded = encode(engine.tokenize, prompt)
+            n_tokens = len(encoded.context)
+            if encoded.n_tokens > engine.info.n_context:
+                return unanswered(sample, prompt, TRUNCATED, n_tokens)
+            sums = engine.log_probabilities(encoded.context, encoded.continuations)
+    except ContextError as error:
+        return unanswered(sample, prompt, TRUNCATED, 0, str(error))
+    except RefusedError as error:
+        return unanswered(sample, prompt, FAILED, 0, str(error))
+    return ScoredSample(
+        id=sample.id,
+        prompt_sha256=prompt.sha256,
+        cluster=sample.cluster,
+        subject=sample.subject,
+        option_log_probabilities=tuple(sums),
+        prediction=predict(sums, prompt.lengths),
+        answer=sample.answer,
+        status=OK,
+        n_prompt_tokens=n_tokens,
+        true_options=sample.true_options,
+        question=sample.question,
+        options=sample.options,
+    )

@@ -1,0 +1,1 @@
+"""Perplexity over a text, and the distance between two models on it."""

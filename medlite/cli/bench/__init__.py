@@ -1,0 +1,1 @@
+"""The subcommands of `medlite bench`, one file each."""

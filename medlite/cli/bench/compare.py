@@ -1,0 +1,124 @@
+"""`medlite bench compare`: what runs lost against a baseline, as tables and as a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bench.compare.runs import TaskComparison
+    from bench.reports import Report
+
+
+@click.command(
+    "compare",
+    epilog="""\b
+Examples:
+  medlite bench compare bf16.jsonl q8.jsonl q4.jsonl
+  medlite bench compare runs/bf16/ runs/q4/ --margin 2.0
+  medlite bench compare bf16.jsonl q4.jsonl --report report.html
+  medlite bench compare bf16.jsonl q4.jsonl --format md > card.md""",
+)
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--margin",
+    "margin_points",
+    type=click.FloatRange(0),
+    help="Tolerable loss in percentage points. Default: what the run declared.",
+)
+@click.option(
+    "--floor",
+    "reruns",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="The baseline run again (other device, threads, dtype): its loss is the noise floor.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a report; the ending (.html, .md, .json) decides its form.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "md", "json", "html"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def command(
+    baseline: Path,
+    runs: tuple[Path, ...],
+    margin_points: float | None,
+    reruns: tuple[Path, ...],
+    seed: int,
+    report: Path | None,
+    form: str,
+    as_json: bool,
+) -> None:
+    """What each of RUNS lost against BASELINE. Each is a record, or a folder with a record a task."""
+    from bench.compare.floor import noise_floors
+    from bench.compare.runs import compare_runs, read_runs
+    from bench.reports import Report
+
+    check_report(report)
+    base = read_runs(baseline)
+    found = compare_runs(base, [read_runs(run) for run in runs], margin_points=margin_points, seed=seed)
+    show_report(
+        Report(found, noise_floors(base, [read_runs(run) for run in reruns])), report, "json" if as_json else form
+    )
+
+
+def check_report(path: Path | None) -> None:
+    """Raise OutputError now, not after everything was measured, if the report could not be written."""
+    from bench.reports import report_form
+    from medlite.files import check_writable
+
+    if path:
+        report_form(path)
+        check_writable(path, force=True)
+
+
+def show_report(found: "Report", path: Path | None, form: str) -> None:
+    """Print the comparisons in the asked form, and write the report file."""
+    from bench.reports import REPORTS, render, report_form
+    from medlite.cli.display import stderr, stdout
+    from medlite.files import write_text_whole
+
+    if path:
+        write_text_whole(path, render(found, report_form(path)))
+    if form in REPORTS:
+        click.echo(render(found, form), nl=False)
+        return
+    show_tables(found.tasks)
+    for task, floor in found.floors.items():
+        stdout.print(
+            f"{task}: noise floor {floor.loss_points:.2f} points, {floor.n_flips} flips "
+            f"({', '.join(floor.differs_in) or 'same settings'})",
+            style="dim",
+        )
+    for warning in dict.fromkeys(w for task in found.tasks for c in task.comparisons for w in c.warnings):
+        stderr.print(f"[yellow]warning:[/yellow] {warning}")
+    if path:
+        stdout.print(f"report: {path}", style="dim", soft_wrap=True)
+
+
+def show_tables(found: "Sequence[TaskComparison]") -> None:
+    """Two tables a task: cost and accuracy, then distance and verdict; and what follows in a sentence."""
+    from bench.compare.intervals import holm
+    from bench.compare.summary import summary_rows
+    from bench.reports.tables import answer_line
+    from medlite.cli.bench.tables import comparison_table, verdict_table
+    from medlite.cli.display import stdout
+
+    for one in found:
+        stdout.print(f"[bold]{one.task}[/bold]  {len(one.baseline.samples):,} questions")
+        stdout.print(comparison_table(summary_rows(one.baseline, one.candidates, one.comparisons)))
+        stdout.print(verdict_table(one.comparisons, holm([c.mcnemar_p for c in one.comparisons])))
+        stdout.print(answer_line(one))

@@ -1,0 +1,110 @@
+"""`medlite bench text`: perplexity and KL divergence over a text file."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from medlite.cli import print_json
+from medlite.cli.bench.run import phase_bars
+
+if TYPE_CHECKING:
+    from bench.run.record import RunSettings
+    from bench.text.distance import TextDistance
+    from bench.text.perplexity import TextScore
+
+
+@click.command(
+    "text",
+    epilog="""\b
+Examples:
+  medlite bench text notes.txt model-Q4_K_M.gguf
+  medlite bench text notes.txt model-BF16.gguf model-Q8_0.gguf model-Q4_K_M.gguf
+  medlite bench text notes.txt model-BF16.gguf model-Q2_K.gguf --exact --context 256 --json""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--context",
+    "n_context",
+    type=click.IntRange(8),
+    default=512,
+    show_default=True,
+    metavar="TOKENS",
+    help="Length of a chunk; its second half is scored.",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Keep the first model's whole distributions on disk while the others run, also where that takes "
+    "more than 4 GiB: 4 bytes a token of the vocabulary, for each scored token of the text.",
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    file: Path, models: tuple[str, ...], n_context: int, exact: bool, device: str, n_threads: int, as_json: bool
+) -> None:
+    """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
+    of probability. All as llama-perplexity defines them."""
+    from bench.run.record import RunSettings
+    from bench.text.distance import MAX_TOKENS
+    from bench.text.perplexity import paired_difference
+    from medlite.cli.bench.tables import distance_table, text_table
+    from medlite.cli.display import stderr, stdout
+
+    settings = RunSettings(
+        n_context=n_context, device=device, n_threads=n_threads, max_tokens=0 if exact else MAX_TOKENS
+    )
+    results = measure_texts(file, models, settings, quiet=as_json)
+    scores, distances = [score for score, _ in results], [distance for _, distance in results[1:] if distance]
+    differences = [paired_difference(scores[0], score) for score in scores[1:]]
+    if as_json:
+        print_json(
+            [
+                {
+                    **asdict(score),
+                    "perplexity": score.perplexity,
+                    "standard_error": score.standard_error,
+                    "difference_nats": asdict(d) if d else None,
+                    "distance": asdict(distance) if distance else None,
+                }
+                for (score, distance), d in zip(results, [None, *differences], strict=True)
+            ]
+        )
+        return
+    stdout.print(text_table(scores, differences))
+    if distances:
+        stdout.print(distance_table([score.artifact.file_name for score in scores[1:]], distances))
+    if any(distance.is_loose for distance in distances):
+        stderr.print("[yellow]warning:[/yellow] KL is only known to lie between the bounds shown; --exact knows it")
+
+
+def measure_texts(
+    file: Path, models: Sequence[str], settings: "RunSettings", *, quiet: bool
+) -> "list[tuple[TextScore, TextDistance | None]]":
+    """Each model's score, and from the second on the distance from the first, one model in memory at a time."""
+    from bench.run.run import text_in_child
+    from medlite.files import cache_folder
+    from medlite.models.registry import resolve_model
+
+    results: list[tuple[TextScore, TextDistance | None]] = []
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="text-", dir=cache_folder()) as folder:
+        kept = Path(folder) / "baseline" if len(models) > 1 else None
+        for path in map(resolve_model, models):
+            with phase_bars(path.stem, quiet=quiet) as on_progress:
+                results.append(
+                    text_in_child(
+                        path,
+                        file,
+                        settings,
+                        keep=None if results else kept,
+                        against=kept if results else None,
+                        on_progress=on_progress,
+                    )
+                )
+    return results

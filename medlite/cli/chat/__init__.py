@@ -1,0 +1,1 @@
+"""`medlite chat`: the command, what is typed, what is drawn."""

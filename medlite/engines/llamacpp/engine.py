@@ -1,0 +1,259 @@
+"""The llama.cpp engine: a GGUF file on CPU or CUDA.
+
+Scoring stands in `llama_scoring.py`, the sequence that generations continue in `llama_sequence.py`, the load below.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from medlite.devices import physical_cores
+from medlite.engines.access import Access
+from medlite.engines.engine import (
+    DraftCounts,
+    EngineInfo,
+    GeneratedToken,
+    GenerationSettings,
+    Logits,
+    LogitsRequest,
+    OnPrompt,
+    RestoredState,
+)
+from medlite.engines.gbnf import check_gbnf
+from medlite.engines.llamacpp import memory as llama_memory
+from medlite.engines.llamacpp import native as llama_native
+from medlite.engines.llamacpp import state as llama_state
+from medlite.engines.llamacpp.drafts import Drafter, open_drafter
+from medlite.engines.llamacpp.grammar import Grammar
+from medlite.engines.llamacpp.load import load_model
+from medlite.engines.llamacpp.place import place
+from medlite.engines.llamacpp.scoring import Scorer
+from medlite.engines.llamacpp.sequence import N_BATCH, ResidentSequence
+from medlite.engines.reply import Reply
+from medlite.engines.requests import check_logits_request, checked_prompt, checked_token
+from medlite.engines.sampler import PENALTY_WINDOW, Sampler
+from medlite.errors import EngineError
+from medlite.formats.gguf import read_header
+
+
+class LlamaCppEngine:
+    """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
+    iterator is exhausted or closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: llama_native.Model,
+        context: llama_native.Context,
+        info: EngineInfo,
+        memory: llama_memory.MemoryEstimate,
+    ) -> None:
+        self.info, self.memory = info, memory
+        self._model, self._context = model, context
+        self._resident = ResidentSequence(model, context)
+        self._scorer = Scorer(self._resident, info)
+        self._access = Access()
+        self._drafter: Drafter | None = None
+        self.draft_counts = DraftCounts()  # of the last generation
+        self._identity = llama_state.identify(path, info)
+
+    @property
+    def n_decodes(self) -> int:
+        """Calls of llama_decode so far."""
+        return self._resident.n_decodes
+
+    @property
+    def n_tokens_read(self) -> int:
+        """Tokens that the model has computed so far."""
+        return self._resident.n_tokens_read
+
+    # --- text --------------------------------------------------------------------------------------------------------
+
+    @property
+    def bos_text(self) -> str:
+        """The token that begins a sequence, as a template writes it; empty if there is none."""
+        return self._model.token_text(self._model.bos)
+
+    @property
+    def eos_text(self) -> str:
+        return self._model.token_text(self._model.eos)
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        self._access.check_open()
+        return self._model.tokenize(text, add_special=add_bos, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        self._access.check_open()
+        return b"".join(self._model.piece(checked_token(token, self.info)) for token in tokens)
+
+    # --- logits ------------------------------------------------------------------------------------------------------
+
+    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+        self._access.check_open()
+        for number, request in enumerate(requests):
+            check_logits_request(number, request, self.info)
+        return self._logits(list(requests))
+
+    def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
+        with self._access.exclusive():
+            self._resident.forget()
+            try:
+                yield from self._scorer.logits(requests)
+            finally:
+                if not self._access.closed:
+                    self._resident.forget()
+
+    # --- generation --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
+    ) -> Iterator[GeneratedToken]:
+        self._access.check_open()
+        if settings.grammar is not None:
+            check_gbnf(settings.grammar)
+        return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
+
+    def cancel(self) -> None:
+        """End the running generation from another thread; its last token carries finish "cancelled"."""
+        self._access.cancel()
+
+    def _generate(
+        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
+        with self._access.exclusive():
+            n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
+            if n_left < 1 or not self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
+                return
+            self.draft_counts = DraftCounts()
+            grammar = Grammar(self._model, settings.grammar) if settings.grammar is not None else None
+            try:
+                sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
+                reply = Reply(n_left, settings.stop, self._model.piece, self._model.is_end, self._access.cancelled)
+                yield from self._steps(sampler, reply)
+            finally:
+                if grammar is not None:
+                    grammar.free()
+
+    def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:
+        """The reply behind what was read. Each round chooses a token, guesses what may follow, and reads both at once;
+        a guess is kept only where the sampler chooses it too, so a draft changes the speed and not the distribution.
+        """
+        resident = self._resident
+        first_slot, drafted = resident.last_slot, list[int]()
+        while True:
+            n_before = len(resident.tokens) - len(drafted)
+            for n_accepted in range(len(drafted) + 1):
+                step = reply.step(*sampler.choose(self._context.logits_at(first_slot + n_accepted)))
+                self.draft_counts.n_accepted += n_accepted < len(drafted) and step.token == drafted[n_accepted]
+                yield step
+                self._access.check_open()
+                if step.finish:
+                    return
+                if n_accepted == len(drafted) or step.token != drafted[n_accepted]:
+                    break
+            if n_accepted < len(drafted):
+                resident.rewind(n_before + n_accepted)
+                if len(resident.tokens) != n_before + n_accepted:
+                    raise EngineError(
+                        f"{self.info.model_name}: its memory could not be cut back", hint="leave --draft out"
+                    )
+            drafted = self._guess(step.token, reply.n_left)
+            resident.read([step.token, *drafted])
+            first_slot = 0
+
+    def _guess(self, token: int, n_left: int) -> list[int]:
+        """What may follow `token`; nothing without a draft."""
+        if self._drafter is None:
+            return []
+        n_most = min(n_left - 1, self.info.n_context - len(self._resident.tokens) - 1)
+        drafted = self._drafter.propose([*self._resident.tokens, token], n_most) if n_most > 0 else []
+        self.draft_counts.n_drafted += len(drafted)
+        return drafted
+
+    def set_draft(self, draft: Path | str | Drafter | None) -> None:
+        with self._access.exclusive():
+            if self._drafter is not None:
+                self._drafter.free()
+                self._drafter = None
+            if draft is not None:
+                self._drafter = open_drafter(draft, self._model, self.info) if isinstance(draft, Path | str) else draft
+
+    # --- the conversation on disk (engine.KeepsState) ----------------------------------------------------------------
+
+    def save_state(self, path: Path) -> int:
+        with self._access.exclusive():
+            return llama_state.save_state(path, self._resident, self._identity)
+
+    def restore_state(self, path: Path) -> RestoredState:
+        with self._access.exclusive():
+            return llama_state.restore_state(path, self._resident, self._identity, self.info.n_context)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._access.close(self._free)
+
+    def _free(self) -> None:
+        if self._drafter is not None:
+            self._drafter.free()
+        self._context.free()
+        self._model.free()
+
+    def __enter__(self) -> "LlamaCppEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_llamacpp(
+    path: Path,
+    *,
+    device: str = "auto",
+    n_context: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str = "f16",
+    on_progress: Callable[[float], None] | None = None,
+) -> LlamaCppEngine:
+    """Load a GGUF file. Raises MemoryShortError before the load if it cannot fit, EngineError if llama.cpp refuses.
+
+    n_context None: from the model's training and the free memory. n_threads None: one per physical core.
+    kv_type: one of llama_memory.KV_TYPES.
+    """
+    started = time.perf_counter()
+    if kv_type not in llama_memory.KV_TYPES:
+        raise EngineError(f"unknown KV cache type {kv_type!r}", hint=f"one of {', '.join(llama_memory.KV_TYPES)}")
+    if n_threads is not None and n_threads < 1:
+        raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
+    header = read_header(path)
+    placement = place(llama_memory.read_shape(header), device, n_context, kv_type)
+    model = load_model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
+    settings = llama_native.ContextSettings(
+        n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH),
+        n_batch=N_BATCH,
+        n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),
+        n_threads=n_threads or physical_cores(),
+        kv_type=kv_type,
+    )
+    try:
+        context = llama_native.Context(model, settings)
+    except BaseException:
+        model.free()
+        raise
+    info = EngineInfo(
+        engine="llamacpp",
+        engine_version=f"llama-cpp-python {llama_native.SUPPORTED_VERSION}",
+        device=placement.choice.device,
+        device_name=placement.choice.device_name,
+        model_name=str(header.get("general.name") or path.stem),
+        n_vocab=model.n_vocab,
+        n_context=placement.n_context,
+        n_threads=settings.n_threads,
+        load_seconds=time.perf_counter() - started,
+        n_gpu_layers=placement.n_gpu_layers,
+        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
+        buffer_bytes=model.buffer_bytes | context.buffer_bytes,
+        warnings=(placement.choice.warning,) if placement.choice.warning else (),
+    )
+    return LlamaCppEngine(path, model, context, info, placement.memory)

@@ -1,0 +1,36 @@
+"""Where a model goes: device, context and layers on a GPU, chosen from its header before anything is loaded."""
+
+from dataclasses import dataclass
+
+from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, resolve_device
+from medlite.engines.llamacpp import memory as llama_memory
+from medlite.engines.llamacpp import native as llama_native
+from medlite.engines.llamacpp.sequence import N_BATCH
+from medlite.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model goes and what it takes there."""
+
+    choice: DeviceChoice
+    n_context: int
+    n_gpu_layers: int
+    memory: llama_memory.MemoryEstimate
+
+
+def place(shape: llama_memory.ModelShape, device: str, n_context: int | None, kv_type: str) -> Placement:
+    """Device, context and layers for a model of `shape`, before anything is loaded."""
+    gpus = find_gpus() if device != "cpu" else ()
+    choice = resolve_device(device, gpu_build=llama_native.gpu_build(), gpus=gpus)
+    free_gpu_bytes = gpus[0].n_bytes_free if choice.device == "cuda" else 0
+    n_context = llama_memory.choose_context(shape, n_context, kv_type, available_memory() + free_gpu_bytes, N_BATCH)
+    need = llama_memory.estimate(shape, n_context, kv_type, N_BATCH)
+    if choice.device == "cpu":
+        return Placement(choice, n_context, 0, need)
+    n_gpu_layers = llama_memory.layers_that_fit(shape, need, free_gpu_bytes)
+    if n_gpu_layers == 0:
+        if device == "cuda":
+            raise DeviceError(f"{choice.device_name}: not one layer fits into its free memory", hint="--device cpu")
+        choice = DeviceChoice("cpu", cpu_name(), f"not one layer fits into the free memory of {choice.device_name}")
+    return Placement(choice, n_context, n_gpu_layers, need)

@@ -1,0 +1,1 @@
+"""The ONNX Runtime engine: folders of `medlite quantize --format onnx`."""

@@ -1,0 +1,359 @@
+"""The ONNX Runtime engine: a folder of `medlite quantize --format onnx`, on CPU or CUDA.
+
+One sequence lives in a key-value buffer that the graph writes in place. Scoring reads sorted sequences behind what
+they share, or, where they share little, side by side padded on the right; only wanted logits are computed.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from medlite.devices import available_memory, physical_cores
+from medlite.engines import prefix
+from medlite.engines.access import Access
+from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.ort import session as ort_session
+from medlite.engines.ort.growing import GrowingDecoder
+from medlite.engines.ort.moses import MosesTokenizer
+from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
+from medlite.engines.reply import Reply
+from medlite.engines.requests import (
+    WINDOW_BYTES,
+    check_logits_request,
+    checked_prompt,
+    checked_token,
+    refuse_grammar,
+    windows,
+)
+from medlite.engines.sampler import PENALTY_WINDOW, Sampler
+from medlite.errors import ArtifactError, EngineError, MemoryShortError
+from medlite.files import format_bytes
+from medlite.formats.onnx_folder import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
+
+N_BATCH = 512  # tokens of one run; bounds its activations
+SHARED_WORTH_IT = 4  # sequences are chained if they share at least one token in this many
+MAX_BATCH = 16
+DEFAULT_CONTEXT_LIMIT = 32768
+DEFAULT_CONTEXT_SHARE = 0.25  # of the memory that the weights leave free
+SMALLEST_CONTEXT = 512
+RESERVE_BYTES = 256 << 20
+# Memory over file size. int4 and int8 are repacked (1.15 to 1.75 measured); float16 is widened to float32 beside it.
+MEMORY_FACTORS = {"fp32": 2.0, "fp16": 3.0}
+DEFAULT_MEMORY_FACTOR = 1.75
+
+Decoder = ort_session.CachedDecoder | GrowingDecoder
+
+
+class OrtEngine:
+    """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
+    iterator is exhausted or closed. n_tokens_read counts what the model has computed so far.
+    """
+
+    def __init__(
+        self,
+        opened: ort_session.Opened,
+        facts: OnnxFacts,
+        tokenizer: FolderTokenizer | MosesTokenizer,
+        info: EngineInfo,
+    ) -> None:
+        self.info = info
+        self._opened: ort_session.Opened | None = opened
+        self._facts, self._tokenizer = facts, tokenizer
+        self._decoder: Decoder | None = (
+            ort_session.CachedDecoder(opened, facts, info.n_context)
+            if facts.shared_cache
+            else GrowingDecoder(opened, facts)
+        )
+        self._resident: list[int] = []
+        self._is_long = False  # whether what is resident was rotated by LongRoPE's long table
+        self._access = Access()
+        self._end_tokens = frozenset(facts.end_tokens)
+        self.n_tokens_read = 0
+
+    # --- text --------------------------------------------------------------------------------------------------------
+
+    @property
+    def bos_text(self) -> str:
+        """The token that begins a sequence, as a template writes it; empty if there is none."""
+        return self._facts.special_tokens.get("bos_token", "")
+
+    @property
+    def eos_text(self) -> str:
+        return self._facts.special_tokens.get("eos_token", "")
+
+    def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        self._access.check_open()
+        return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        self._access.check_open()
+        return self._tokenizer.pieces([checked_token(token, self.info) for token in tokens])
+
+    # --- logits ------------------------------------------------------------------------------------------------------
+
+    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+        self._access.check_open()
+        for number, request in enumerate(requests):
+            check_logits_request(number, request, self.info)
+        return self._logits(list(requests))
+
+    def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
+        with self._exclusive() as decoder:
+            self._forget(decoder)
+            try:
+                for window in windows(requests, self.info.n_vocab):
+                    branches, index = prefix.distinct_sequences(window)
+                    rows = self._read_window(decoder, branches)
+                    for request, i in zip(window, index, strict=True):
+                        yield rows[i][np.searchsorted(branches[i].wanted, request.positions)]
+            finally:
+                self._forget(decoder)
+
+    def _read_window(self, decoder: Decoder, branches: list[prefix.Branch]) -> list[Logits]:
+        """The wanted logits of every branch: behind what it shares with the one before, or side by side."""
+        n_tokens = sum(len(branch.tokens) for branch in branches)
+        n_shared = sum(prefix.keepable(branch, before.tokens) for before, branch in itertools.pairwise(branches))
+        longest = max(len(branch.tokens) for branch in branches)
+        if (
+            len(branches) == 1
+            or SHARED_WORTH_IT * n_shared >= n_tokens
+            or 2 * longest > N_BATCH
+            or (0 < self._facts.long_rope_from < longest)
+        ):
+            return [self._finite(self._read_branch(decoder, branch)) for branch in branches]
+        rows: list[Logits] = [np.empty((0, self.info.n_vocab), np.float32)] * len(branches)
+        for batch in self._batches(branches):
+            for i, logits in zip(batch, self._read_batch([branches[i] for i in batch]), strict=True):
+                rows[i] = self._finite(logits)
+        return rows
+
+    def _read_branch(self, decoder: Decoder, branch: prefix.Branch) -> Logits:
+        """The wanted logits of one sequence, read behind what the buffer shares with it."""
+        n_total = len(branch.tokens)
+        n_kept = prefix.keepable(branch, np.asarray(self._resident, np.int32)) if self._reusable(n_total) else 0
+        self._rewind(decoder, n_kept)
+        found = [np.empty((0, self.info.n_vocab), np.float32)]
+        for first in range(n_kept, n_total, N_BATCH):
+            piece = branch.tokens[first : first + N_BATCH]
+            wanted = branch.wanted[(branch.wanted >= first) & (branch.wanted < first + len(piece))] - first
+            start = int(wanted[0]) if len(wanted) else len(piece) - 1
+            logits = self._read(decoder, piece.tolist(), start, n_total)
+            found.append(logits[wanted - start].copy())
+        return np.concatenate(found)
+
+    def _batches(self, branches: list[prefix.Branch]) -> Iterator[list[int]]:
+        """Indices of branches of about equal length, within N_BATCH tokens and WINDOW_BYTES of logits a run."""
+        order = sorted(range(len(branches)), key=lambda i: len(branches[i].tokens))
+        batch: list[int] = []
+        for i in order:
+            longest = len(branches[i].tokens)
+            first = min(
+                (int(branches[j].wanted[0]) if len(branches[j].wanted) else longest - 1 for j in [*batch, i]), default=0
+            )
+            n = len(batch) + 1
+            too_much = n * longest > N_BATCH or 4 * n * (longest - first) * self.info.n_vocab > WINDOW_BYTES
+            if batch and (n > MAX_BATCH or too_much):
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _read_batch(self, branches: list[prefix.Branch]) -> list[Logits]:
+        assert self._opened is not None
+        start = min(int(branch.wanted[0]) if len(branch.wanted) else len(branch.tokens) - 1 for branch in branches)
+        logits = ort_session.read_batch(
+            self._opened, self._facts, [branch.tokens.astype(np.int64) for branch in branches], max(start, 0)
+        )
+        self.n_tokens_read += sum(len(branch.tokens) for branch in branches)
+        return [row[branch.wanted - max(start, 0)] for row, branch in zip(logits, branches, strict=True)]
+
+    def _finite(self, logits: Logits) -> Logits:
+        if not np.isfinite(logits.max(axis=1, initial=0)).all():
+            raise EngineError(
+                f"{self.info.model_name}: the model returned NaN or infinite logits",
+                hint="the weights may be damaged: medlite verify; or the recipe too low for this model",
+            )
+        return logits
+
+    # --- generation --------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
+    ) -> Iterator[GeneratedToken]:
+        self._access.check_open()
+        refuse_grammar(settings, self.info.engine)
+        return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
+
+    def cancel(self) -> None:
+        """End the running generation from another thread; its last token carries finish "cancelled"."""
+        self._access.cancel()
+
+    def _generate(
+        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
+        with self._exclusive() as decoder:
+            n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
+            logits = self._read_prompt(decoder, tokens, on_prompt) if n_left > 0 else None
+            if logits is None:
+                return
+            sampler = Sampler(settings, tokens[-PENALTY_WINDOW:])
+            reply = Reply(
+                n_left, settings.stop, self._tokenizer.piece, self._end_tokens.__contains__, self._access.cancelled
+            )
+            while True:
+                step = reply.step(*sampler.choose(logits))
+                yield step
+                self._access.check_open()
+                if step.finish:
+                    return
+                logits = self._read_next(decoder, step.token)
+
+    def _read_prompt(self, decoder: Decoder, tokens: list[int], on_prompt: OnPrompt) -> Logits | None:
+        """The last token's logits, reading only what the buffer lacks; None if cancelled meanwhile."""
+        n_shared = prefix.shared_length(np.asarray(tokens[:-1], np.int32), np.asarray(self._resident, np.int32))
+        self._rewind(decoder, n_shared if self._reusable(len(tokens)) else 0)
+        n_before = len(self._resident)
+        logits: Logits | None = None
+        on_prompt(0, len(tokens) - n_before)
+        for first in range(n_before, len(tokens), N_BATCH):
+            if self._access.cancelled():
+                return None
+            piece = tokens[first : first + N_BATCH]
+            logits = self._read(decoder, piece, len(piece) - 1, len(tokens))[-1]
+            on_prompt(len(self._resident) - n_before, len(tokens) - n_before)
+        return logits
+
+    def _read_next(self, decoder: Decoder, token: int) -> Logits:
+        """The logits behind one more token. Where it makes another rotary table rule, everything is read anew.
+
+        Source: transformers, Phi3ForCausalLM.prepare_inputs_for_generation, which drops its cache there.
+        """
+        tokens = [token]
+        if not self._reusable(len(self._resident) + 1):
+            tokens = [*self._resident, token]
+            self._forget(decoder)
+        n_total = len(self._resident) + len(tokens)
+        for first in range(0, len(tokens), N_BATCH):
+            piece = tokens[first : first + N_BATCH]
+            logits = self._read(decoder, piece, len(piece) - 1, n_total)
+        last: Logits = logits[-1]
+        return last
+
+    # --- the buffer --------------------------------------------------------------------------------------------------
+
+    def _read(self, decoder: Decoder, tokens: list[int], start: int, n_total: int) -> Logits:
+        logits = decoder.read(np.asarray(tokens, np.int64), start, n_total)
+        self._is_long = 0 < self._facts.long_rope_from < n_total
+        self._resident += tokens
+        self.n_tokens_read += len(tokens)
+        return logits
+
+    def _reusable(self, n_total: int) -> bool:
+        """Whether what the buffer holds was rotated by the table that a sequence of n_total tokens uses."""
+        return not self._resident or self._is_long == (0 < self._facts.long_rope_from < n_total)
+
+    def _rewind(self, decoder: Decoder, n_tokens: int) -> None:
+        decoder.rewind(n_tokens)
+        del self._resident[n_tokens:]
+
+    def _forget(self, decoder: Decoder) -> None:
+        self._rewind(decoder, 0)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Decoder]:
+        with self._access.exclusive():
+            yield self._checked_decoder()
+
+    def _checked_decoder(self) -> Decoder:
+        self._access.check_open()
+        assert self._decoder is not None
+        return self._decoder
+
+    def close(self) -> None:
+        self._access.close(self._free)
+
+    def _free(self) -> None:
+        self._decoder = self._opened = None
+
+    def __enter__(self) -> "OrtEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_ort(
+    path: Path,
+    *,
+    device: str = "auto",
+    n_context: int | None = None,
+    n_threads: int | None = None,
+    kv_type: str = "f16",
+    on_progress: Callable[[float], None] | None = None,
+) -> OrtEngine:
+    """Load an ONNX folder. Raises MemoryShortError before the load if it cannot fit, EngineError if the runtime
+    refuses, DeviceError if cuda is asked for and not what runs.
+
+    kv_type: the folder fixes its cache, so "f16", the default, stands for the folder's own and others are refused.
+    """
+    started = time.perf_counter()
+    if kv_type != "f16":
+        raise EngineError(f"--kv-type {kv_type}: an ONNX graph fixes the type of its cache", hint="leave it out")
+    if n_threads is not None and n_threads < 1:
+        raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
+    if not is_onnx_folder(path):
+        raise ArtifactError(f"{path}: no ONNX folder of medlite", hint="medlite quantize SOURCE --format onnx")
+    facts = read_onnx_facts(path)
+    tokenizer = open_tokenizer(path, facts.architecture, facts.end_tokens)
+    n_context = choose_context(facts, folder_bytes(path, facts), n_context, available_memory())
+    n_threads = n_threads or physical_cores()
+    opened = ort_session.open_session(path, facts, device, n_threads)
+    if on_progress:
+        on_progress(1.0)
+    info = EngineInfo(
+        engine="ort",
+        engine_version=f"onnxruntime {opened.version}",
+        device=opened.device,
+        device_name=opened.device_name,
+        model_name=facts.name,
+        n_vocab=facts.n_vocab,
+        n_context=n_context,
+        n_threads=n_threads,
+        load_seconds=time.perf_counter() - started,
+        n_gpu_layers=facts.n_layer if opened.device == "cuda" else 0,
+        settings={"kv_type": facts.kv_type, "n_batch": str(N_BATCH), "graph": facts.device},
+        warnings=(opened.warning,) if opened.warning else (),
+    )
+    return OrtEngine(opened, facts, tokenizer, info)
+
+
+def choose_context(facts: OnnxFacts, n_bytes: int, wanted: int | None, free_bytes: int) -> int:
+    """Tokens that one sequence may hold: `wanted`, or what the training and a share of the free memory allow.
+
+    Raises MemoryShortError if the weights, or the wanted context, do not fit into free_bytes; EngineError if more is
+    wanted than the model was trained for.
+    """
+    trained = facts.n_context_trained
+    if wanted is not None and not 0 < wanted <= trained:
+        raise EngineError(
+            f"a context of {wanted} tokens, the model was trained for {trained}", hint=f"--context {trained}"
+        )
+    weights = int(n_bytes * MEMORY_FACTORS.get(facts.recipe, DEFAULT_MEMORY_FACTOR))
+    # A growing cache is copied as it grows: the old one and the new one stand side by side.
+    per_token = facts.kv_bytes_per_token() * (1 if facts.shared_cache else 2)
+    spare = free_bytes - RESERVE_BYTES - weights
+    smallest = wanted or min(trained, SMALLEST_CONTEXT)
+    if smallest * per_token > spare:
+        raise MemoryShortError(
+            f"the model needs about {format_bytes(weights + smallest * per_token)} ({format_bytes(weights)} for its "
+            f"weights), {format_bytes(max(free_bytes - RESERVE_BYTES, 0))} are free",
+            hint="close other programs, or take a smaller recipe or --context",
+        )
+    if wanted is not None:
+        return wanted
+    return max(smallest, min(trained, DEFAULT_CONTEXT_LIMIT, int(spare * DEFAULT_CONTEXT_SHARE) // per_token))

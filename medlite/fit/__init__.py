@@ -1,0 +1,1 @@
+"""Will a model fit on this machine, and how fast will it be?"""

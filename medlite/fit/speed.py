@@ -1,0 +1,272 @@
+"""How fast this machine reads weights of each type: ggml's own matrix times vector, timed for a moment and remembered.
+
+Decoding one token multiplies every weight matrix with one vector, so its speed is that of reading the weights. Two
+limits: the memory's, measured once on more bytes than caches hold, and the kernel's, measured for each type on few
+bytes. A processor reads ahead while it computes, so the lower one rules; near each other they hinder each other.
+"""
+
+import ctypes
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from medlite.devices import cpu_features, cpu_name
+from medlite.engines.llamacpp import native as llama_native
+from medlite.engines.llamacpp.memory import is_repacked
+from medlite.errors import EngineError
+from medlite.files import cache_folder, write_json_whole
+from medlite.formats.gguf import GGML_TYPES, GgmlType, TensorInfo
+
+N_COLUMNS = 4096
+KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15  # fits a last-level cache
+MEMORY_BYTES, MEMORY_ROUNDS = 256 << 20, 9  # fits none but the largest servers'
+MEMORY_TYPE = "F16"  # its kernel does the least per byte
+MEMORY_KEY = "memory"
+# Two limits a and b together give (a^-n + b^-n)^(-1/n). 4 was closest to matrices of 1 GiB in Q8_0 and Q4_K, one and
+# two threads on an EPYC: within 9 %, where the lower limit alone was up to 24 % too high.
+SHARPNESS = 4
+BUDGET_SECONDS = 0.6  # of one call; what it leaves unmeasured, the next call measures
+GGML_TYPE_F32 = 0
+STATUS_OK = 0  # ggml.h, enum ggml_status
+OVERHEAD_BYTES = 1 << 20  # of a ggml context that holds no data
+
+
+# The attention that is timed: an 8B Llama's heads over a thousand tokens.
+ATTENTION_HEADS, ATTENTION_HEADS_KV, ATTENTION_TOKENS = 32, 8, 1024
+ATTENTION_KEY = re.compile(r"attention over (?P<type>\w+) in heads of (?P<size>\d+)")
+
+
+class _InitParams(ctypes.Structure):
+    """ggml.h, struct ggml_init_params."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+@dataclass(frozen=True)
+class _Ggml:
+    base: Any
+    cpu: Any
+
+
+@cache
+def _ggml() -> _Ggml:
+    """libggml-base and libggml-cpu of llama-cpp-python. Raises EngineError where they are not as expected."""
+    native = llama_native.library()
+    folder = Path(str(native.__file__)).parent / "lib"
+    found = {}
+    for part in ("base", "cpu"):
+        path = next((p for p in sorted(folder.glob(f"*ggml-{part}.*")) if p.suffix in (".so", ".dylib", ".dll")), None)
+        if path is None:
+            raise EngineError(f"{folder}: no ggml-{part} library", hint="decode speed cannot be predicted here")
+        found[part] = ctypes.CDLL(str(path))
+    base, cpu = found["base"], found["cpu"]
+    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    for library, name, result, arguments in (
+        (base, "ggml_init", pointer, [_InitParams]),
+        (base, "ggml_free", None, [pointer]),
+        (base, "ggml_new_tensor_2d", pointer, [pointer, integer, ctypes.c_int64, ctypes.c_int64]),
+        (base, "ggml_new_tensor_3d", pointer, [pointer, integer, *[ctypes.c_int64] * 3]),
+        (base, "ggml_mul_mat", pointer, [pointer, pointer, pointer]),
+        (base, "ggml_flash_attn_ext", pointer, [*[pointer] * 5, *[ctypes.c_float] * 3]),
+        (base, "ggml_new_graph", pointer, [pointer]),
+        (base, "ggml_build_forward_expand", None, [pointer, pointer]),
+        (base, "ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
+        (base, "ggml_backend_buffer_clear", None, [pointer, ctypes.c_uint8]),
+        (base, "ggml_backend_buffer_free", None, [pointer]),
+        (base, "ggml_backend_cpu_buffer_type", pointer, []),
+        (base, "ggml_backend_graph_compute", integer, [pointer, pointer]),
+        (base, "ggml_backend_free", None, [pointer]),
+        (base, "ggml_nbytes", size, [pointer]),
+        (base, "ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
+        (cpu, "ggml_backend_cpu_init", pointer, []),
+        (cpu, "ggml_backend_cpu_set_n_threads", None, [pointer, integer]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return _Ggml(base, cpu)
+
+
+def measure_bytes_per_second(
+    ggml_type: GgmlType, n_threads: int, n_bytes: int = KERNEL_BYTES, n_rounds: int = KERNEL_ROUNDS
+) -> float:
+    """Bytes of `ggml_type` weights that a matrix of `n_bytes` times a vector reads in a second.
+
+    Of the median round: what a user gets from a machine as it is.
+    """
+    ggml, pointers = _ggml(), _Pointers()
+    base = ggml.base
+    n_rows = n_bytes // ggml_type.row_bytes(N_COLUMNS) // 64 * 64
+    repacked = is_repacked(TensorInfo("blk.0.ffn_up.weight", ggml_type, (n_rows, N_COLUMNS), 0), cpu_features())
+    kind = _repacking_buffer_type() if repacked else None
+    try:
+        weights = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        matrix = base.ggml_new_tensor_2d(weights, ggml_type.id, N_COLUMNS, n_rows)
+        buffer = pointers.keep(
+            base.ggml_backend_buffer_free,
+            base.ggml_backend_alloc_ctx_tensors_from_buft(weights, kind or base.ggml_backend_cpu_buffer_type()),
+        )
+        if kind:
+            zeros = bytes(base.ggml_nbytes(matrix))
+            base.ggml_backend_tensor_set(matrix, zeros, 0, len(zeros))
+        else:
+            base.ggml_backend_buffer_clear(buffer, 0)
+        scratch = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        vector = base.ggml_new_tensor_2d(scratch, GGML_TYPE_F32, N_COLUMNS, 1)
+        product = base.ggml_mul_mat(scratch, matrix, vector)
+        graph = base.ggml_new_graph(scratch)
+        base.ggml_build_forward_expand(graph, product)
+        activations = pointers.keep(
+            base.ggml_backend_buffer_free,
+            base.ggml_backend_alloc_ctx_tensors_from_buft(scratch, base.ggml_backend_cpu_buffer_type()),
+        )
+        base.ggml_backend_buffer_clear(activations, 0)
+        return n_rows * ggml_type.row_bytes(N_COLUMNS) / _median_round(graph, n_threads, n_rounds)
+    finally:
+        pointers.free()
+
+
+def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_rounds: int = KERNEL_ROUNDS) -> float:
+    """Bytes of keys and values that attention reads in a second for one new token, counted once for every query head.
+
+    Several heads share keys and values, and each reads them again, from the processor's caches. Of the median round.
+    """
+    ggml, pointers = _ggml(), _Pointers()
+    base = ggml.base
+    try:
+        context = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        query = base.ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, ATTENTION_HEADS)
+        keys, values = (
+            base.ggml_new_tensor_3d(context, ggml_type.id, head_dim, ATTENTION_TOKENS, ATTENTION_HEADS_KV)
+            for _ in range(2)
+        )
+        attended = base.ggml_flash_attn_ext(context, query, keys, values, None, head_dim**-0.5, 0.0, 0.0)
+        graph = base.ggml_new_graph(context)
+        base.ggml_build_forward_expand(graph, attended)
+        buffer = pointers.keep(
+            base.ggml_backend_buffer_free,
+            base.ggml_backend_alloc_ctx_tensors_from_buft(context, base.ggml_backend_cpu_buffer_type()),
+        )
+        base.ggml_backend_buffer_clear(buffer, 0)
+        n_bytes = 2 * ATTENTION_HEADS * ATTENTION_TOKENS * ggml_type.row_bytes(head_dim)
+        return n_bytes / _median_round(graph, n_threads, n_rounds)
+    finally:
+        pointers.free()
+
+
+def clock_for(n_threads: int) -> Callable[[], float]:
+    """The clock to time `n_threads` with: of one thread its processor time, which other programs do not use up."""
+    return time.thread_time if n_threads == 1 else time.perf_counter
+
+
+def _median_round(graph: Any, n_threads: int, n_rounds: int) -> float:
+    """Seconds that one computation of `graph` takes."""
+    ggml = _ggml()
+    backend = ggml.cpu.ggml_backend_cpu_init()
+    ggml.cpu.ggml_backend_cpu_set_n_threads(backend, n_threads)
+    clock, seconds = clock_for(n_threads), []
+    try:
+        for _ in range(n_rounds + 1):
+            begin = clock()
+            if ggml.base.ggml_backend_graph_compute(backend, graph) != STATUS_OK:
+                raise EngineError("ggml cannot multiply a matrix on this processor")
+            seconds.append(clock() - begin)
+    finally:
+        ggml.base.ggml_backend_free(backend)
+    return statistics.median(seconds[1:])
+
+
+class _Pointers:
+    """Native objects and what frees them, newest first."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Any]] = []
+
+    def keep(self, release: Any, pointer: Any) -> Any:
+        if not pointer:
+            self.free()
+            raise EngineError("ggml could not allocate memory for a moment's measurement")
+        self._kept.append((release, pointer))
+        return pointer
+
+    def free(self) -> None:
+        while self._kept:
+            release, pointer = self._kept.pop()
+            release(pointer)
+
+
+def _repacking_buffer_type() -> Any:
+    """The buffer type that repacks, None where this build does not export it (its name is C++-mangled)."""
+    function = getattr(_ggml().cpu, "_Z35ggml_backend_cpu_repack_buffer_typev", None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_void_p
+    return function()
+
+
+# --- remembered ------------------------------------------------------------------------------------------------------
+
+
+def speeds_path() -> Path:
+    """Where the measured speeds are kept."""
+    return cache_folder() / "speed.json"
+
+
+def attention_key(type_name: str, head_dim: int) -> str:
+    """The name under which `bytes_per_second` knows attention over a KV cache of a ggml type."""
+    return f"attention over {type_name} in heads of {head_dim}"
+
+
+def bytes_per_second(
+    names: Iterable[str], n_threads: int, *, fresh: bool = False, budget_seconds: float = BUDGET_SECONDS
+) -> dict[str, float]:
+    """Bytes per second of `names`, types or `attention_key`s; what was measured before on this processor is remembered.
+
+    Those that the budget leaves no time for are missing from the answer; another call measures them. fresh: measure
+    all of them again, whatever the budget.
+    """
+    key = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}; {MEMORY_TYPE} median"
+    known = dict(_remembered().get(key, {}))
+    wanted = list(dict.fromkeys([MEMORY_KEY, *names]))
+    missing = wanted if fresh else [name for name in wanted if name not in known]
+    begin = time.perf_counter()
+    for name in missing:
+        if not fresh and time.perf_counter() - begin > budget_seconds:
+            break
+        known[name] = _measure(name, n_threads)
+    if missing:
+        speeds_path().parent.mkdir(parents=True, exist_ok=True)
+        write_json_whole(speeds_path(), {**_remembered(), key: known})
+    return {
+        name: known[name]
+        if name == MEMORY_KEY or ATTENTION_KEY.fullmatch(name)
+        else together(known[name], known[MEMORY_KEY])
+        for name in wanted
+        if name in known
+    }
+
+
+def _measure(name: str, n_threads: int) -> float:
+    if name == MEMORY_KEY:
+        return measure_bytes_per_second(GGML_TYPES[MEMORY_TYPE], n_threads, MEMORY_BYTES, MEMORY_ROUNDS)
+    if attention := ATTENTION_KEY.fullmatch(name):
+        return measure_attention(GGML_TYPES[attention["type"]], int(attention["size"]), n_threads)
+    return measure_bytes_per_second(GGML_TYPES[name], n_threads)
+
+
+def together(one: float, other: float) -> float:
+    """The speed under two limits at once."""
+    return float((one**-SHARPNESS + other**-SHARPNESS) ** (-1 / SHARPNESS))
+
+
+def _remembered() -> Mapping[str, Mapping[str, float]]:
+    try:
+        found = json.loads(speeds_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""Bytes on disk, hostile until checked: each file format is parsed here and nowhere else."""

@@ -1,0 +1,93 @@
+"""One quantized model on disk: what it is, how large, how many bits a weight costs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medlite.errors import ArtifactError
+from medlite.formats.gguf import GGML_TYPES, Header, read_header
+from medlite.formats.onnx_folder import folder_bytes, is_onnx_folder, read_onnx_facts
+
+RECIPE_KEY = "medlite.recipe"
+
+# Source: llama.cpp include/llama.h, enum llama_ftype: general.file_type -> the recipe's name.
+# fmt: off
+FILE_TYPES: dict[int, str] = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model file or folder with its facts. n_bytes: of the whole. bits_per_weight: tensor data bits / n_params."""
+
+    path: Path
+    format: str
+    name: str
+    architecture: str
+    recipe: str
+    n_params: int
+    n_bytes: int
+    bits_per_weight: float
+    n_context_trained: int
+    n_vocab: int
+    chat_template: str | None
+
+
+def open_artifact(path: Path) -> Artifact:
+    """The artifact at `path`, from its header alone. Raises ArtifactError if it is neither GGUF nor an ONNX folder."""
+    if is_onnx_folder(path):
+        return describe_onnx(path)
+    if path.is_dir():
+        raise ArtifactError(
+            f"{path}: is a folder, a GGUF file was needed",
+            hint=f"medlite quantize {path} --recipe Q4_K_M makes one from a checkpoint folder",
+        )
+    return describe(path, read_header(path))
+
+
+def describe(path: Path, header: Header) -> Artifact:
+    """The artifact that `header` describes."""
+    architecture = header.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ArtifactError(f"{path}: no general.architecture in the metadata")
+    integer_types = {GGML_TYPES[name].id for name in ("I8", "I16", "I32", "I64")}
+    weights = [t for t in header.tensors if t.type.id not in integer_types and not t.name.startswith("rope_")]
+    n_params = sum(t.n_weights for t in weights)
+    if n_params == 0:
+        raise ArtifactError(f"{path}: holds no weights", hint="a vocabulary-only file cannot run")
+    tokens = header.get("tokenizer.ggml.tokens", [])
+    return Artifact(
+        path=path,
+        format="gguf",
+        name=str(header.get("general.name", path.stem)),
+        architecture=architecture,
+        recipe=str(header.get(RECIPE_KEY) or FILE_TYPES.get(header.get("general.file_type", -1), "unknown")),
+        n_params=n_params,
+        n_bytes=header.n_file_bytes,
+        bits_per_weight=8 * sum(t.n_bytes for t in weights) / n_params,
+        n_context_trained=int(header.get(f"{architecture}.context_length", 0)),
+        n_vocab=int(header.get(f"{architecture}.vocab_size", 0)) or len(tokens),
+        chat_template=header.get("tokenizer.chat_template"),
+    )
+
+
+def describe_onnx(folder: Path) -> Artifact:
+    """The artifact in the ONNX folder, from its medlite.json."""
+    facts = read_onnx_facts(folder)
+    return Artifact(
+        path=folder,
+        format="onnx",
+        name=facts.name,
+        architecture=facts.architecture,
+        recipe=facts.recipe,
+        n_params=facts.n_params,
+        n_bytes=folder_bytes(folder, facts),
+        bits_per_weight=facts.bits_per_weight,
+        n_context_trained=facts.n_context_trained,
+        n_vocab=facts.n_vocab,
+        chat_template=facts.chat_template,
+    )

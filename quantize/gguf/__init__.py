@@ -1,0 +1,1 @@
+"""GGUF files: recipes, plan, importance matrix, verification."""

@@ -1,0 +1,1 @@
+"""ONNX folders: recipes, plan, graph, verification."""

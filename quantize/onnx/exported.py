@@ -1,0 +1,148 @@
+"""The plan of an ONNX folder whose graph Optimum made: what medlite.json must say of it, and its tokenizer's files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medlite.errors import CheckpointError
+from medlite.formats.onnx_folder import FACTS_NAME, SCHEMA
+from quantize.gguf.receipt import source_facts
+from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
+from quantize.onnx.optimum import Export
+from quantize.onnx.recipes import OnnxRecipe
+from quantize.onnx.rewrite import ExportedGraph, ExportedPlan, rewrite
+from quantize.source.checkpoint import Checkpoint, SourceTensor, read_json_object
+
+# config.json's words for the longest sequence. Source: the families' configuration files in transformers.
+CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Tokenizers that no tokenizer.json can hold -> the files that medlite.engines reads instead.
+OTHER_TOKENIZERS: dict[str, tuple[str, ...]] = {"biogpt": ("vocab.json", "merges.txt")}
+PAST = "past_key_values."
+
+
+def open_source(folder: Path) -> Checkpoint:
+    """The config and the weight files of `folder`; what is in the files is Optimum's to read.
+
+    Each file stands as one tensor of bytes, so that receipts name and hash it. Raises CheckpointError.
+    """
+    config = read_json_object(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder}: no *.safetensors and no pytorch_model*.bin", hint="is the download complete?")
+    sizes = {path: path.stat().st_size for path in files}
+    return Checkpoint(
+        folder, config, {path.name: SourceTensor(path.name, "U8", (n,), path, 0, n) for path, n in sizes.items()}
+    )
+
+
+def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> ExportedPlan:
+    """The plan for one recipe of what Optimum exported. Raises CheckpointError where the config lacks a size."""
+    n_vocab = _size(checkpoint, ("vocab_size",))
+    graph = ExportedGraph(export, n_vocab)
+    files = tokenizer_files(checkpoint, export.folder)
+    plan = rewrite(graph, checkpoint, recipe, block, files)
+    files[FACTS_NAME] = _facts(plan, graph, n_vocab)
+    return plan
+
+
+def _size(checkpoint: Checkpoint, keys: tuple[str, ...]) -> int:
+    value = next((checkpoint.config[key] for key in keys if key in checkpoint.config), None)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {' or '.join(keys)} is {value!r}")
+    return value
+
+
+def _cache_shape(graph: ExportedGraph) -> tuple[int, int, int]:
+    """Layers, heads of keys, width of a head. Raises CheckpointError for a cache of another form."""
+    shapes = [
+        [dim.dim_value for dim in one.type.tensor_type.shape.dim]
+        for one in graph.model.graph.input
+        if one.name.startswith(PAST)
+    ]
+    if (
+        not shapes
+        or len(shapes) % 2
+        or any(len(shape) != 4 or shape[1:] != shapes[0][1:] for shape in shapes)
+        or not (shapes[0][1] and shapes[0][3])
+    ):
+        raise CheckpointError(
+            f"the exported graph's key-value cache is {shapes[:1]}, (batch, heads, tokens, width) was needed",
+            hint="--format gguf may know the architecture",
+        )
+    return len(shapes) // 2, shapes[0][1], shapes[0][3]
+
+
+def _facts(plan: ExportedPlan, graph: ExportedGraph, n_vocab: int) -> dict[str, Any]:
+    """medlite.json, as quantize.onnx.config writes it for our own graphs."""
+    checkpoint = plan.checkpoint
+    n_layer, n_head_kv, head_dim = _cache_shape(graph)
+    settings = _optional(checkpoint.folder / "tokenizer_config.json")
+    template = settings.get("chat_template")
+    if not isinstance(template, str) and isinstance(file := plan.files.get("chat_template.jinja"), Path):
+        template = file.read_text(encoding="utf-8")
+    return {
+        "schema": SCHEMA,
+        "name": source_facts(checkpoint, {})["name"],
+        "architecture": plan.architecture,
+        "recipe": plan.recipe.name,
+        "block": plan.block,
+        "device": plan.device,
+        "n_params": plan.n_params,
+        "n_data_bytes": plan.n_data_bytes,
+        "bits_per_weight": round(plan.bits_per_weight, 6),
+        "n_vocab": n_vocab,
+        "n_context_trained": _size(checkpoint, CONTEXT_KEYS),
+        "n_layer": n_layer,
+        "n_head_kv": n_head_kv,
+        "head_dim": head_dim,
+        "kv_type": "float32",
+        "long_rope_from": 0,
+        "shared_cache": False,
+        "special_tokens": _special_tokens(settings),
+        "end_tokens": _end_tokens(plan, n_vocab),
+        "chat_template": template if isinstance(template, str) else None,
+    }
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token ... as text, from tokenizer_config.json, where they stand alone or as an object."""
+    stated = {name: settings.get(name) for name in SPECIAL_NAMES}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in stated.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _end_tokens(plan: ExportedPlan, n_vocab: int) -> list[int]:
+    """Every token that ends a turn: as the configs say, and by its text."""
+    folder = plan.checkpoint.folder
+    found = stated_ends(plan.checkpoint.config) | stated_ends(_optional(folder / "generation_config.json"))
+    if isinstance(tokenizer := plan.files.get(TOKENIZER_NAME), Path):
+        added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens") or []
+        found |= {token["id"] for token in added if token.get("content") in END_TEXTS}
+    return sorted(token for token in found if 0 <= token < n_vocab)
+
+
+def tokenizer_files(checkpoint: Checkpoint, exported: Path) -> dict[str, Path | dict[str, Any]]:
+    """Name -> file: the source's, or what Optimum's transformers made of them.
+
+    Raises CheckpointError where the model's tokenizer can be carried over neither as tokenizer.json nor as its own.
+    """
+    files: dict[str, Path | dict[str, Any]] = {}
+    for name in COPIED_NAMES:
+        for folder in (checkpoint.folder, exported):
+            if (folder / name).is_file():
+                files.setdefault(name, folder / name)
+    if TOKENIZER_NAME not in files:
+        others = OTHER_TOKENIZERS.get(str(checkpoint.config.get("model_type")), ())
+        if not others or not all((checkpoint.folder / name).is_file() for name in others):
+            raise CheckpointError(
+                f"{checkpoint.folder / TOKENIZER_NAME}: missing, and transformers cannot make it",
+                hint="AutoTokenizer.from_pretrained(SOURCE).save_pretrained(SOURCE) writes it where "
+                "the tokenizer has a fast form",
+            )
+        files |= {name: checkpoint.folder / name for name in others}
+    return files

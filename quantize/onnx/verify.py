@@ -1,0 +1,193 @@
+"""Check an ONNX folder: its structure, its numbers, its receipt, and (if given) the checkpoint it was made from.
+
+With a receipt every changed byte is found, because every file is covered by a hash; the tensors' own hashes say
+where. The graph's external tensors must lie inside the data file, whoever made it.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medlite.errors import ArtifactError, MedliteError, MissingExtraError
+from medlite.files import file_sha256
+from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
+from quantize.gguf.receipt import range_sha256, sqnr_db
+from quantize.gguf.verify import WRONG_TENSOR_DB, Comparison, OnBytes, Verification
+from quantize.onnx.plan import ITEM_BYTES, OnnxPlan, OnnxSlab, make_onnx_plan, slabs_of
+from quantize.onnx.receipt import RECEIPT_NAME, read_onnx_receipt
+from quantize.onnx.recipes import find_onnx_recipe
+from quantize.onnx.slabs import OnnxSlabEncoder, row_errors
+from quantize.source.checkpoint import Checkpoint, RowReader
+
+READ_BYTES = 1 << 22
+
+
+def verify_onnx(folder: Path, *, against: Checkpoint | None = None, on_bytes: OnBytes = lambda n: None) -> Verification:
+    """The findings on the ONNX folder. Never raises for damaged files: what is wrong is in `problems`."""
+    try:
+        facts = read_onnx_facts(folder)
+        folder_bytes(folder, facts)
+        external = list(external_tensors(folder))
+        receipt = read_onnx_receipt(folder) if (folder / RECEIPT_NAME).exists() else None
+    except MissingExtraError:
+        raise
+    except MedliteError as error:
+        return Verification(folder, ("structure",), (str(error),))
+    checked, problems = ["structure", "numbers"], list(_impossible_numbers(folder, external, on_bytes))
+    if receipt is not None:
+        checked.append(f"receipt {RECEIPT_NAME}")
+        try:
+            problems += _against_receipt(folder, receipt, on_bytes)
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{folder / RECEIPT_NAME}: malformed receipt: {error!r}")
+    comparisons: tuple[Comparison, ...] = ()
+    if against is not None:
+        checked.append(f"source {against.folder}")
+        if facts.shared_cache:
+            comparisons, differing = _against_source(folder, against, facts.recipe, facts.block, facts.device)
+        else:
+            differing = list(_against_hashes(folder, against, receipt))
+        problems += differing
+    return Verification(folder, tuple(checked), tuple(problems), comparisons)
+
+
+def external_tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
+    """Name, dtype, offset and bytes of each tensor in the data file.
+
+    Raises ArtifactError where the graph cannot be read, or a tensor leaves the data file or names another.
+    """
+    try:
+        import onnx
+
+        damage = importlib.import_module("google.protobuf.message").DecodeError
+    except ImportError as error:
+        raise MissingExtraError("onnx", "onnx") from error
+    path = folder / MODEL_NAME
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except (OSError, damage, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}", hint="the graph is damaged; make the folder again") from error
+    n_file_bytes = (folder / DATA_NAME).stat().st_size
+    names = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.FLOAT: "float32"}
+    if not graph.node:
+        raise ArtifactError(f"{path}: holds no operators", hint="the graph is damaged; make the folder again")
+    for tensor in graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        stated = {entry.key: entry.value for entry in tensor.external_data}
+        dtype, n_weights = names.get(tensor.data_type), int(np.prod([int(n) for n in tensor.dims], dtype=object))
+        place = [stated.get("offset", "0"), stated.get("length", "0")]
+        if stated.get("location") != DATA_NAME or dtype is None or not all(value.isdigit() for value in place):
+            raise ArtifactError(f"{path}: {tensor.name} lies in {stated.get('location')!r} as type {tensor.data_type}")
+        offset, n_bytes = map(int, place)
+        if n_weights * ITEM_BYTES[dtype] != n_bytes or offset + n_bytes > n_file_bytes:
+            raise ArtifactError(f"{path}: {tensor.name} takes bytes {offset} to {offset + n_bytes} of {n_file_bytes}")
+        yield tensor.name, dtype, offset, n_bytes
+
+
+def _impossible_numbers(
+    folder: Path, external: list[tuple[str, str, int, int]], on_bytes: Callable[[int], None]
+) -> Iterator[str]:
+    """Tensors with NaN or infinity; codes cannot hold any, their scales can."""
+    with (folder / DATA_NAME).open("rb", buffering=0) as handle:
+        for name, dtype, offset, n_bytes in external:
+            if dtype == "uint8":
+                on_bytes(n_bytes)
+                continue
+            for start in range(0, n_bytes, READ_BYTES):
+                handle.seek(offset + start)
+                data = np.frombuffer(handle.read(min(READ_BYTES, n_bytes - start)), np.dtype(dtype))
+                on_bytes(data.nbytes)
+                if not np.isfinite(data).all():
+                    yield f"{folder / DATA_NAME}: {name} holds NaN or infinity"
+                    break
+
+
+def _against_receipt(folder: Path, receipt: Mapping[str, Any], on_bytes: OnBytes) -> list[str]:
+    """What differs from the receipt; changed tensors are named, other changed files too."""
+    problems = []
+    rows = {row["name"]: row for row in receipt["files"]}
+    found = {path.name for path in folder.iterdir()} - {RECEIPT_NAME}
+    problems += [f"{folder / name}: missing, the receipt has it" for name in sorted(rows.keys() - found)]
+    problems += [f"{folder / name}: not in the receipt" for name in sorted(found - rows.keys())]
+    for tensor in receipt["tensors"]:
+        for piece in tensor["pieces"]:
+            digest = range_sha256(folder / DATA_NAME, piece["offset"], piece["n_bytes"], on_bytes)
+            if digest != piece["sha256"]:
+                problems.append(
+                    f"{folder / DATA_NAME}: {piece['name']} has changed since it was written (SHA-256 differs)"
+                )
+    for name in sorted(rows.keys() & found):
+        if name == DATA_NAME and problems:
+            continue  # its changed tensors are named above
+        if file_sha256(folder / name) != rows[name]["sha256"]:
+            problems.append(f"{folder / name}: has changed since it was written (SHA-256 differs)")
+    return problems
+
+
+def _against_source(
+    folder: Path, checkpoint: Checkpoint, recipe: str, block: int, device: str
+) -> tuple[tuple[Comparison, ...], list[str]]:
+    """Each tensor encoded again from the source as it is stored here, and compared."""
+    try:
+        plan = make_onnx_plan(checkpoint, find_onnx_recipe(recipe), block=block, device=device)
+    except MedliteError as error:
+        return (), [str(error)]
+    if plan.graph != (folder / MODEL_NAME).read_bytes():
+        return (), [f"{folder / MODEL_NAME}: not the graph that medlite builds for this source"]
+    comparisons = list(_compare(plan, folder / DATA_NAME))
+    problems = [
+        f"{folder / DATA_NAME}: {one.name} is not the source's tensor: SQNR {one.sqnr_db:.1f} dB"
+        for one in comparisons
+        if one.sqnr_db is not None and one.sqnr_db < WRONG_TENSOR_DB
+    ]
+    return tuple(comparisons), problems
+
+
+def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: Mapping[str, Any] | None) -> Iterator[str]:
+    """What differs between the source's files and those that a graph of another exporter was made from."""
+    stated = {row["name"]: row["sha256"] for row in (receipt or {"source": {"shards": []}})["source"]["shards"]}
+    if not stated or None in stated.values():
+        yield f"{folder}: no receipt names the source's files, and a graph of another exporter is not made again"
+        return
+    found = {path.name: path for path in {tensor.path for tensor in checkpoint.tensors.values()}}
+    for name in sorted(stated.keys() | found.keys()):
+        if name not in found or stated.get(name) != file_sha256(found[name]):
+            yield f"{checkpoint.folder / name}: not the file that {folder.name} was made from"
+
+
+def _compare(plan: OnnxPlan, data: Path) -> Iterator[Comparison]:
+    """Every tensor of the plan against the data file, slab by slab."""
+    sums: dict[int, list[float]] = {}
+    identical: dict[int, bool] = {}
+    with RowReader() as reader, data.open("rb", buffering=0) as handle:
+        reader.open(plan.checkpoint.tensors)
+        encoder = OnnxSlabEncoder(plan, reader)
+        for slab in slabs_of(plan):
+            stored = _stored(handle, plan, slab)
+            wanted = encoder.encode(slab)
+            same = all(a.tobytes() == b.tobytes() for a, b in zip(stored, wanted.pieces, strict=True))
+            errors = (
+                wanted.errors
+                if same
+                else row_errors(encoder.values(slab), encoder.decode(slab, stored), slab.first_row)
+            )
+            total = sums.setdefault(slab.tensor, [0.0, 0.0])
+            total[0] += errors.squared_weight
+            total[1] += errors.squared_error
+            identical[slab.tensor] = identical.get(slab.tensor, True) and same
+    for i, total in sums.items():
+        yield Comparison(plan.tensors[i].name, plan.tensors[i].storage.name, identical[i], sqnr_db(*total))
+
+
+def _stored(handle: Any, plan: OnnxPlan, slab: OnnxSlab) -> list[NDArray[np.uint8]]:
+    """The slab's bytes as they stand in the data file."""
+    parts = []
+    for piece in plan.tensors[slab.tensor].pieces:
+        handle.seek(piece.offset + slab.first_row * piece.row_bytes)
+        parts.append(np.frombuffer(handle.read(slab.n_rows * piece.row_bytes), np.uint8))
+    return parts

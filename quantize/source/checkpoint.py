@@ -1,0 +1,264 @@
+"""A Hugging Face folder on disk: its config, its tensor headers, and bounded reads of tensor rows.
+
+Nothing is mapped and nothing is unpickled: rows are read with pread into buffers that the caller owns, so memory
+stays what the caller asked for. Headers are hostile until checked (lengths, ranges, overlaps, duplicates).
+Source of the format: huggingface/safetensors README, "Format".
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medlite.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+# The index and the only file of each layout, the first that is there is read.
+LAYOUTS = ((INDEX_NAME, SINGLE_NAME), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+
+# Bytes of one element. Source: safetensors/src/tensor.rs, Dtype. Only FLOAT_DTYPES can be weights of a plan.
+# fmt: off
+DTYPE_BYTES: dict[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+}
+# fmt: on
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor of the checkpoint. shape: outermost first. offset: of its first byte in `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    n_bytes: int
+
+    @property
+    def row_length(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.row_length * DTYPE_BYTES[self.dtype]
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The config and the tensor headers of a Hugging Face folder."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, SourceTensor]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.n_bytes for tensor in self.tensors.values())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises CheckpointError where it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing", hint="SOURCE must be a complete Hugging Face folder") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}", hint="download the file again") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises CheckpointError where it is anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, an object was needed")
+    return value
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, headers only. Raises CheckpointError naming the file and what is wrong."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder", hint="SOURCE is a folder with config.json and *.safetensors")
+    config = read_json_object(folder / "config.json")
+    tensors: dict[str, SourceTensor] = {}
+    for shard in _shards(folder):
+        for tensor in read_header(shard):
+            if tensor.name in tensors:
+                raise CheckpointError(f"{shard}: {tensor.name} stands also in {tensors[tensor.name].path.name}")
+            tensors[tensor.name] = tensor
+    _check_index(folder, tensors)
+    return Checkpoint(folder, config, tensors)
+
+
+def read_header(shard: Path) -> list[SourceTensor]:
+    """The tensors that the shard holds, safetensors or (through torch) pytorch_model*.bin."""
+    if shard.suffix == ".bin":
+        from quantize.source.torch_bin import read_torch_header
+
+        return read_torch_header(shard)
+    return read_safetensors_header(shard)
+
+
+def _layout(folder: Path) -> tuple[Path, Path]:
+    """The paths of the index and of the only file, of the layout that is there."""
+    for index, single in LAYOUTS:
+        if (folder / index).exists() or (folder / single).is_file():
+            return folder / index, folder / single
+    raise CheckpointError(
+        f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}",
+        hint="nor the pytorch_model.bin of older models; is the download complete?",
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that make the checkpoint, in order."""
+    index, single = _layout(folder)
+    if index.exists():
+        names = sorted(set(_weight_map(index).values()))
+        for name in names:
+            if Path(name).name != name:
+                raise CheckpointError(f"{index}: shard {name!r} leaves the folder")
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder / name}: missing shard, named by {index.name}",
+                    hint="download the missing shard; medlite pull resumes",
+                )
+        return [folder / name for name in names]
+    return [single]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map is not an object of file names")
+    return weight_map
+
+
+def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
+    """Raise CheckpointError if the index names a tensor that its shard does not hold."""
+    index, _ = _layout(folder)
+    if not index.exists():
+        return
+    for name, shard in _weight_map(index).items():
+        if name not in tensors or tensors[name].path.name != shard:
+            raise CheckpointError(f"{folder / shard}: {name} is missing, {index.name} puts it there")
+
+
+def read_safetensors_header(path: Path) -> list[SourceTensor]:
+    """The tensors that the safetensors file at `path` holds, in file order, all ranges checked."""
+    try:
+        with path.open("rb") as handle:
+            n_file_bytes = os.fstat(handle.fileno()).st_size
+            raw_length = handle.read(8)
+            if len(raw_length) < 8:
+                raise CheckpointError(f"{path}: {n_file_bytes} bytes, too short for a safetensors file")
+            (length,) = struct.unpack("<Q", raw_length)
+            if length > min(MAX_HEADER_BYTES, n_file_bytes - 8):
+                raise CheckpointError(
+                    f"{path}: header of {length} bytes announced, the file has {n_file_bytes}",
+                    hint="the file is cut short or no safetensors file; download it again",
+                )
+            raw = handle.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    header = _parse_header(path, raw)
+    data_start = 8 + length
+    tensors = [_parse_tensor(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
+    tensors.sort(key=lambda tensor: tensor.offset)
+    end = data_start
+    for tensor in tensors:
+        if tensor.offset != end:
+            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
+            raise CheckpointError(f"{path}: {tensor.name} at byte {tensor.offset} {what} (ends at {end})")
+        end = tensor.offset + tensor.n_bytes
+    if end != n_file_bytes:
+        raise CheckpointError(
+            f"{path}: tensors end at byte {end}, the file has {n_file_bytes}",
+            hint="the file is cut short; download it again" if end > n_file_bytes else None,
+        )
+    return tensors
+
+
+def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path}: {twice!r} stands twice in the header")
+        return result
+
+    try:
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: header is no JSON: {error}", hint="download the file again") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: header is a {type(header).__name__}, an object was needed")
+    return header
+
+
+def _parse_tensor(path: Path, name: str, entry: Any, data_start: int) -> SourceTensor:
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
+
+    where = f"{path}: {name}"
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{where}: header entry is a {type(entry).__name__}, an object was needed")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise CheckpointError(f"{where}: unknown dtype {dtype!r}", hint=f"known: {', '.join(DTYPE_BYTES)}")
+    if not (isinstance(shape, list) and all(is_count(n) for n in shape)):
+        raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(is_count(n) for n in offsets)):
+        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two byte positions")
+    n_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+    if offsets[1] - offsets[0] != n_bytes:
+        raise CheckpointError(
+            f"{where}: {offsets[1] - offsets[0]} bytes in the file, shape {tuple(shape)} of {dtype} needs {n_bytes}"
+        )
+    return SourceTensor(name, dtype, tuple(shape), path, data_start + offsets[0], n_bytes)
+
+
+class RowReader:
+    """Reads rows of source tensors with pread; safe to share between threads. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+
+    def __enter__(self) -> "RowReader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def open(self, tensors: Mapping[str, SourceTensor]) -> None:
+        """Open the files of `tensors`; threads then only read the table of descriptors."""
+        for path in {tensor.path for tensor in tensors.values()}:
+            self._files[path] = os.open(path, os.O_RDONLY)
+
+    def read_into(self, tensor: SourceTensor, first_row: int, buffer: memoryview) -> None:
+        """Fill `buffer` (whole rows) from row `first_row` on. Raises CheckpointError if the file ends early."""
+        position = tensor.offset + first_row * tensor.row_bytes
+        done = 0
+        while done < len(buffer):
+            n = os.preadv(self._files[tensor.path], [buffer[done:]], position + done)
+            if n == 0:
+                raise CheckpointError(
+                    f"{tensor.path}: {tensor.name} ends early at byte {position + done}",
+                    hint="the file changed or was cut short while it was read",
+                )
+            done += n

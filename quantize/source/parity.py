@@ -1,0 +1,260 @@
+"""Whether an artifact's tokenizer and chat template are still the checkpoint's, token by token.
+
+Two independent implementations are compared: the Hugging Face tokenizers library on the source's tokenizer.json, and
+llama.cpp on the artifact's metadata. Weights are not read, so a plan is checked before its conversion begins.
+"""
+
+import ctypes
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medlite.errors import ArtifactError, TokenizerError
+from medlite.formats.gguf import Value, pack_header, read_header
+from medlite.formats.tokenizer_json import read_tokenizer
+from quantize.source.checkpoint import read_json_object
+from quantize.source.parity_texts import CONVERSATIONS, TEXTS
+from quantize.source.special_tokens import read_chat_template_file
+
+NO_TOKENIZER_JSON = "no tokenizer.json: llama.cpp's token ids were compared with nothing"
+NO_TEMPLATE = "no chat template in the checkpoint"
+REFUSES_ALL = "the chat template refuses every conversation of the check"
+ID_KEYS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """n_tokens: ids compared in plain texts. n_prompt_tokens: in rendered conversations.
+
+    not_checked: what could not be compared, and why. mismatches: the first of each kind, with its place.
+    """
+
+    n_tokens: int
+    n_prompt_tokens: int
+    not_checked: tuple[str, ...]
+    mismatches: tuple[str, ...]
+
+    def require(self) -> None:
+        """Raise TokenizerError with the mismatches, if there are any."""
+        if self.mismatches:
+            raise TokenizerError(
+                "; ".join(self.mismatches),
+                hint="the artifact would read text differently; --allow-mismatch writes it anyway",
+            )
+
+
+def check_metadata(metadata: Mapping[str, Value], folder: Path) -> ParityReport:
+    """`check_tokenizer` for an artifact that is only planned: its metadata, written to a file without tensors."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "vocabulary.gguf"
+        path.write_bytes(pack_header(metadata, []))
+        return _check(path, {key: value.value for key, value in metadata.items()}, folder)
+
+
+def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
+    """Compare the artifact's tokenizer and chat template with those of the checkpoint in `folder`.
+
+    Raises TokenizerError if the source's tokenizer.json cannot be loaded, ArtifactError if llama.cpp refuses the
+    artifact's vocabulary. A difference is reported, not raised.
+    """
+    metadata = {key: value.value for key, value in read_header(artifact_path).metadata.items()}
+    return _check(artifact_path, metadata, folder)
+
+
+def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityReport:
+    """path: a GGUF file with the vocabulary. metadata: its values."""
+    stated = folder / "tokenizer.json"
+    source = read_tokenizer(stated, TokenizerError, "download the file again")[0] if stated.is_file() else None
+    not_checked: list[str] = []
+    mismatches: list[str] = []
+    n_tokens = n_prompt_tokens = 0
+    with llama_vocabulary(path) as vocabulary:
+        if source is None:
+            not_checked.append(NO_TOKENIZER_JSON)
+        else:
+            for adds_special in (False, True):
+                n, found = _compare(source, vocabulary, TEXTS, adds_special=adds_special)
+                n_tokens += n
+                mismatches += found
+        prompts, problem = _prompts(metadata, folder)
+        if prompts is None:
+            (not_checked if problem in (NO_TEMPLATE, REFUSES_ALL) else mismatches).append(problem)
+        elif source is not None:
+            n_prompt_tokens, found = _compare(source, vocabulary, prompts, adds_special=False)
+            mismatches += found
+    return ParityReport(n_tokens, n_prompt_tokens, tuple(not_checked), tuple(mismatches))
+
+
+def _compare(
+    source: Any, vocabulary: "Vocabulary", texts: Sequence[str], *, adds_special: bool
+) -> tuple[int, list[str]]:
+    """How many ids were compared, and the first difference, if any."""
+    n_tokens = 0
+    for text in texts:
+        theirs = list(source.encode(text, add_special_tokens=adds_special).ids)
+        ours = vocabulary.tokenize(text, adds_special=adds_special)
+        if theirs != ours:
+            place = next(
+                (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours))
+            )
+            how = "with" if adds_special else "without"
+            return n_tokens, [
+                f"token {place} of {_excerpt(text)} ({how} special tokens): "
+                f"the checkpoint has {_shown(theirs[place : place + 3], source)}, "
+                f"llama.cpp has {_shown(ours[place : place + 3], source)}"
+            ]
+        n_tokens += len(ours)
+    return n_tokens, []
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _shown(ids: Sequence[int], source: Any) -> str:
+    return " ".join(f"{index} {source.id_to_token(index)!r}" for index in ids) or "no more"
+
+
+# --- chat templates --------------------------------------------------------------------------------------------------
+
+
+def _prompts(metadata: Mapping[str, Any], folder: Path) -> tuple[list[str] | None, str]:
+    """CONVERSATIONS as the artifact's template renders them, or None and why there is nothing to compare."""
+    stated, tokens = source_template(folder)
+    ours = metadata.get("tokenizer.chat_template")
+    if stated is None and ours is None:
+        return None, NO_TEMPLATE
+    if stated is None or not isinstance(ours, str):
+        return None, "only one of checkpoint and artifact has a chat template"
+    texts = metadata.get("tokenizer.ggml.tokens", [])
+    our_tokens = {
+        name: texts[index]
+        for name, key in ID_KEYS.items()
+        if isinstance(index := metadata.get(f"tokenizer.ggml.{key}_token_id"), int) and index < len(texts)
+    }
+    prompts = []
+    for conversation in CONVERSATIONS:
+        messages = [{"role": role, "content": content} for role, content in conversation]
+        theirs, mine = render(stated, messages, tokens), render(ours, messages, our_tokens)
+        if theirs != mine:
+            return None, (
+                f"the chat prompt of {_excerpt(conversation[0][1])}: "
+                f"the checkpoint has {theirs!r}, the artifact has {mine!r}"
+            )
+        if theirs is not None:
+            prompts.append(theirs)
+    return (prompts, "") if prompts else (None, REFUSES_ALL)
+
+
+def source_template(folder: Path) -> tuple[str | None, dict[str, str]]:
+    """The checkpoint's default chat template and its special tokens as text, as Transformers reads them.
+
+    chat_template.jinja wins over tokenizer_config.json (transformers tokenization_utils_base.py, from_pretrained).
+    """
+    path = folder / "tokenizer_config.json"
+    stated = read_json_object(path) if path.is_file() else {}
+    found = read_chat_template_file(folder)
+    template = found if found is not None else stated.get("chat_template")
+    if isinstance(template, list):
+        template = next((row.get("template") for row in template if row.get("name") == "default"), None)
+    tokens: dict[str, str] = {}
+    for name in ID_KEYS:
+        text = stated[name].get("content") if isinstance(stated.get(name), dict) else stated.get(name)
+        if isinstance(text, str):
+            tokens[name] = text
+    return (template if isinstance(template, str) else None), tokens
+
+
+def render(template: str, messages: Sequence[Mapping[str, str]], special_tokens: Mapping[str, str]) -> str | None:
+    """The text of `messages` up to the assistant's reply, None where the template refuses them (no system role).
+
+    The template runs in Jinja's sandbox, set up as in transformers utils/chat_template_utils.py. Raises
+    TokenizerError if it is no template.
+    """
+    import jinja2
+    import jinja2.ext
+    import jinja2.sandbox
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateRuntimeError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = datetime.datetime(2024, 7, 26).strftime
+    try:
+        compiled = environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise TokenizerError(f"the chat template cannot be compiled: {error}") from error
+    try:
+        return compiled.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return None
+
+
+# --- llama.cpp -------------------------------------------------------------------------------------------------------
+
+
+class Vocabulary:
+    """llama.cpp's vocabulary of a GGUF file; from `llama_vocabulary`."""
+
+    def __init__(self, native: Any, handle: Any) -> None:
+        self._native, self._handle = native, handle
+
+    def tokenize(self, text: str, *, adds_special: bool) -> list[int]:
+        """The ids of `text`; control tokens that stand in it are taken as such."""
+        raw = text.encode("utf-8")
+        room = len(raw) + 8
+        while True:
+            buffer = (self._native.llama_token * room)()
+            n = self._native.llama_tokenize(self._handle, raw, len(raw), buffer, room, adds_special, True)
+            if n >= 0:
+                return list(buffer[:n])
+            room = -n
+
+
+@contextmanager
+def llama_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """Load only the vocabulary of a GGUF file. Raises ArtifactError with llama.cpp's reason if it refuses."""
+    import llama_cpp.llama_cpp as native
+
+    with quiet_llama() as errors:
+        parameters = native.llama_model_default_params()
+        parameters.vocab_only = True
+        model = native.llama_model_load_from_file(str(path).encode(), parameters)
+        if not model:
+            raise ArtifactError(f"{path}: llama.cpp refuses the vocabulary: {'; '.join(errors[:2]) or 'no reason'}")
+        try:
+            yield Vocabulary(native, native.llama_model_get_vocab(model))
+        finally:
+            native.llama_model_free(model)
+
+
+@contextmanager
+def quiet_llama() -> Iterator[list[str]]:
+    """Keep llama.cpp's messages off the terminal; yields its error messages. The listener before is put back."""
+    import llama_cpp.llama_cpp as native
+
+    lines: list[str] = []
+
+    @native.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, user_data: Any) -> None:
+        if level == 4:  # ggml.h, GGML_LOG_LEVEL_ERROR
+            lines.append(text.decode("utf-8", errors="replace").strip())
+
+    previous, previous_data = native.llama_log_callback(), ctypes.c_void_p()
+    native.llama_log_get(ctypes.byref(previous), ctypes.byref(previous_data))
+    native.llama_log_set(keep, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        native.llama_log_set(previous, previous_data)

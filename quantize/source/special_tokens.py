@@ -1,0 +1,175 @@
+"""Special ids, whether BOS and EOS are added, and the chat template of a checkpoint, as GGUF metadata.
+
+The keys and values are those that llama.cpp's converter writes.
+Source: llama.cpp gguf-py/gguf/vocab.py, SpecialVocab, restated as rules.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medlite.errors import TokenizerError
+from medlite.formats.gguf import Kind, Value
+from quantize.source.checkpoint import read_json_object
+
+# Kind of special token -> its GGUF key (the spelling of "seperator" is the format's). Source: gguf constants.py.
+# fmt: off
+ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
+           "pad": "padding_token_id", "cls": "cls_token_id", "mask": "mask_token_id", "eot": "eot_token_id"}
+# fmt: on
+STATED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def special_tokens(folder: Path, tokenizer: Mapping[str, Any] | None, n_vocab: int) -> dict[str, Value]:
+    """The tokenizer.* keys of special tokens and the chat template.
+
+    tokenizer: the tokenizer.json beside the weights, None where there is none. Ids of n_vocab and more are left
+    out: the model has no such embedding.
+    """
+    path = folder / "tokenizer_config.json"
+    stated = read_json_object(path) if path.is_file() else {}
+    texts = {kind: text for kind in STATED_KINDS if (text := _text(stated.get(f"{kind}_token"))) is not None}
+    flags: dict[str, bool] = {}
+    if tokenizer is not None:
+        texts.setdefault("bos", texts.get("cls", ""))
+        texts.setdefault("eos", texts.get("sep", ""))
+        flags = _flags_of_post_processor(folder, tokenizer, texts)
+    for kind in STATED_KINDS:
+        if isinstance(stated.get(f"add_{kind}_token"), bool):
+            flags.setdefault(kind, stated[f"add_{kind}_token"])
+    ids = _ids(folder, tokenizer, texts if path.is_file() else {}, n_vocab)
+    result = {f"tokenizer.ggml.{ID_KEYS[kind]}": Value(Kind.UINT32, index) for kind, index in ids.items()}
+    result |= {
+        f"tokenizer.ggml.add_{kind}_token": Value(Kind.BOOL, flag)
+        for kind, flag in flags.items()
+        if kind in ("bos", "eos", "sep")
+    }
+    return result | _chat_templates(folder, stated)
+
+
+def _text(stated: Any) -> str | None:
+    """A token's text, from a plain string or from an added token's object."""
+    text = stated.get("content") if isinstance(stated, dict) else stated
+    return text if isinstance(text, str) else None
+
+
+def _ids(folder: Path, tokenizer: Mapping[str, Any] | None, texts: Mapping[str, str], n_vocab: int) -> dict[str, int]:
+    """The id of each special token: by its text among the added tokens, else as config.json states it."""
+    added: dict[str, int] = {}
+    for entry in (tokenizer or {}).get("added_tokens") or []:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("content"), str):
+            added.setdefault(entry["content"], entry["id"])
+    config = read_json_object(folder / "config.json")
+    nested = config.get("text_config")
+    ids: dict[str, int] = {}
+    for kind in (*STATED_KINDS, "eot"):
+        candidates: list[Any] = [added.get(texts[kind])] if kind in texts else []
+        if kind in STATED_KINDS or kind in texts:
+            stated = config.get(f"{kind}_token_id")
+            candidates.append(nested.get(f"{kind}_token_id") if stated is None and isinstance(nested, dict) else stated)
+        for index in candidates:
+            if isinstance(index, int) and not isinstance(index, bool) and index < n_vocab:
+                if index < 0:
+                    raise TokenizerError(f"{folder}: {kind}_token_id is {index}")
+                ids[kind] = index
+                break
+    return ids
+
+
+def _flags_of_post_processor(folder: Path, tokenizer: Mapping[str, Any], texts: dict[str, str]) -> dict[str, bool]:
+    """Which special tokens are put around a text. Corrects `texts` where the template contradicts them."""
+    stated = tokenizer.get("post_processor")
+    if not stated:
+        return {}
+    flags: dict[str, bool] = {}
+    for step in stated.get("processors", [stated]):
+        kind = step.get("type")
+        if kind == "ByteLevel":
+            flags.setdefault("bos", False)
+            flags.setdefault("eos", False)
+        elif kind == "TemplateProcessing":
+            flags |= _flags_of_template(step, texts)
+        else:
+            raise TokenizerError(
+                f"{folder / 'tokenizer.json'}: post-processor {kind!r} is not known",
+                hint="known: ByteLevel, TemplateProcessing",
+            )
+    return flags
+
+
+def _flags_of_template(step: Mapping[str, Any], texts: dict[str, str]) -> dict[str, bool]:
+    flags: dict[str, bool] = {}
+    single, pair = step.get("single") or [], step.get("pair") or []
+    first = _special(single[0]) if len(single) > 1 else None
+    last = _special(single[-1]) if len(single) > 1 else None
+    if first:
+        if first not in (texts.get("bos"), texts.get("cls")):
+            texts["bos"], texts["cls"] = texts.get("bos") or first, texts.get("cls") or first
+        flags["bos"] = first in (texts.get("bos"), texts.get("cls"))
+    if last:
+        if last != texts.get("eos"):
+            texts["eot"], texts["eos"] = texts.get("eos", ""), last
+        flags["eos"] = True
+    if first and pair and _special(pair[0]) == first:
+        pair = pair[1:]
+    if last and pair and _special(pair[-1]) == last:
+        pair = pair[:-1]
+    between = [_special(entry) for entry in pair[1:-1]]
+    if between and _sequence(pair[0]) == "A" and _sequence(pair[-1]) == "B":
+        ends = (texts.get("sep"), texts.get("eos"))
+        flags["sep"] = (between[0] in ends and not last) or (len(between) == 2 and between[1] in ends)
+        if flags["sep"] and not texts.get("sep"):
+            texts["sep"] = texts.get("eos", "")
+    return flags
+
+
+def _special(entry: Any) -> str | None:
+    found = entry.get("SpecialToken") if isinstance(entry, dict) else None
+    return found.get("id") if isinstance(found, dict) else None
+
+
+def _sequence(entry: Any) -> str | None:
+    found = entry.get("Sequence") if isinstance(entry, dict) else None
+    return found.get("id") if isinstance(found, dict) else None
+
+
+def _chat_templates(folder: Path, stated: Mapping[str, Any]) -> dict[str, Value]:
+    """The default template, and named ones beside it."""
+    found = stated.get("chat_template", read_chat_template_file(folder))
+    if found is None or isinstance(found, str):
+        return {} if found is None else {"tokenizer.chat_template": Value(Kind.STRING, found)}
+    if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
+        raise TokenizerError(f"{folder}: chat_template is a {type(found).__name__}, a text or a list was needed")
+    named: dict[str, str] = {}
+    for row in found:
+        name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(row.get("name", "")))
+        if name and isinstance(row.get("template"), str):
+            named[name] = row["template"]
+    result = {
+        f"tokenizer.chat_template.{name}": Value(Kind.STRING, text) for name, text in named.items() if name != "default"
+    }
+    if result:
+        names = sorted(set(named) - {"default"})
+        result["tokenizer.chat_templates"] = Value(Kind.STRING, names, is_array=True)
+    if "default" in named:
+        result["tokenizer.chat_template"] = Value(Kind.STRING, named["default"])
+    return result
+
+
+def read_chat_template_file(folder: Path) -> Any:
+    """What chat_template.jinja (with additional_chat_templates beside it) or chat_template.json holds, or None."""
+    path = folder / "chat_template.jinja"
+    try:
+        if path.is_file():
+            default = path.read_text(encoding="utf-8")
+            more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+            if not more:
+                return default
+            return [
+                {"name": "default", "template": default},
+                *({"name": file.stem, "template": file.read_text(encoding="utf-8")} for file in more),
+            ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: {error}") from error
+    path = folder / "chat_template.json"
+    return read_json_object(path).get("chat_template") if path.is_file() else None

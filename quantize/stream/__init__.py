@@ -1,0 +1,1 @@
+"""One streaming pass from the source to the output: slabs, workers, journal, writer."""

@@ -1,0 +1,92 @@
+"""What a conversion has done so far, so that a killed one continues where it was.
+
+One JSON line a slab, appended after its bytes are in the .part file: number, CRC-32 of the bytes, their errors
+against the source. On resume every journalled slab is read back and compared, so a slab that a power cut lost is
+done again. The first line holds a fingerprint of everything that decides the bytes; another one starts over.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medlite import __version__
+from medlite.files import part_path
+from quantize.gguf.plan import QuantizationPlan
+from quantize.stream.encode import RowErrors
+from quantize.stream.slabs import SLAB_WEIGHTS
+
+SUFFIX = ".journal"
+
+
+def journal_path(path: Path) -> Path:
+    """The journal of the conversion that makes `path`."""
+    part = part_path(path)
+    return part.with_name(part.name + SUFFIX)
+
+
+def fingerprint(plan: QuantizationPlan) -> str:
+    """SHA-256 over what decides the output's bytes: headers, source files (name, size, time), imatrix, version."""
+    digest = hashlib.sha256(f"{__version__} {SLAB_WEIGHTS}".encode())
+    for file in plan.files:
+        digest.update(file.header)
+    for shard in sorted({tensor.path for tensor in plan.checkpoint.tensors.values()}):
+        status = shard.stat()
+        digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())
+    for name, values in sorted((plan.importance or {}).items()):
+        digest.update(name.encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+class Journal:
+    """The open journal of one output. `done`: slab number -> (CRC-32, errors)."""
+
+    def __init__(self, path: Path, descriptor: int, done: dict[int, tuple[int, RowErrors]]) -> None:
+        self.path, self._descriptor, self.done = path, descriptor, done
+
+    def add(self, number: int, crc: int, errors: RowErrors) -> None:
+        """Note that slab `number` is in the .part file. One write call, so a line is whole or missing."""
+        self.done[number] = (crc, errors)
+        row = [number, crc, errors.squared_error, errors.squared_weight, errors.worst_row, errors.worst_ratio]
+        os.write(self._descriptor, (json.dumps(row) + "\n").encode())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def open_journal(path: Path, key: str, *, restart: bool) -> Journal:
+    """The journal at `path`, continued if its fingerprint is `key`, else begun."""
+    done = {} if restart else read_journal(path, key)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if done else os.O_TRUNC), 0o644)
+    if done:
+        # A line that was cut by the kill must not run into the next one.
+        os.write(descriptor, b"\n")
+    else:
+        os.write(descriptor, (json.dumps({"fingerprint": key}) + "\n").encode())
+    return Journal(path, descriptor, done)
+
+
+def read_journal(path: Path, key: str) -> dict[int, tuple[int, RowErrors]]:
+    """The slabs that the journal at `path` holds for fingerprint `key`; none if it is another conversion's."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    rows = [row for line in lines if (row := _parse(line)) is not None]
+    if not rows or not isinstance(rows[0], Mapping) or rows[0].get("fingerprint") != key:
+        return {}
+    return {
+        int(row[0]): (int(row[1]), RowErrors(float(row[2]), float(row[3]), int(row[4]), float(row[5])))
+        for row in rows[1:]
+        if isinstance(row, list) and len(row) == 6
+    }
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

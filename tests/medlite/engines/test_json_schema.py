@@ -1,0 +1,219 @@
+"""Replies under a schema against the jsonschema package, from a random model at every temperature."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medlite.cli import cli
+from medlite.engines import open_engine
+from medlite.engines.engine import GenerationSettings
+from medlite.engines.gbnf import check_gbnf
+from medlite.engines.json_numbers import integer_between
+from medlite.engines.json_schema import json_schema_to_gbnf
+from medlite.engines.llamacpp.engine import LlamaCppEngine
+from medlite.engines.llamacpp.grammar import Grammar
+from medlite.engines.llamacpp.native import Model
+from medlite.errors import EngineError
+from tests.helpers.demo_files import write_demo
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
+DRUG = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 8},
+        "class": {"enum": ["biguanide", "statin", 'opioid "strong"', "β-blocker", None, 3.5]},
+        "daily_mg": {"type": "integer", "minimum": 5, "maximum": 2550},
+        "oral": {"type": "boolean"},
+    },
+    "required": ["name", "daily_mg"],
+    "additionalProperties": False,
+}
+# fmt: off
+TREE = {"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {
+    "v": {"type": "integer", "minimum": -3, "maximum": 12},
+    "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["v", "next"]}}}
+# fmt: on
+# fmt: off
+SCHEMAS: dict[str, Any] = {
+    "an object with some optional properties": DRUG,
+    "no property required": {**DRUG, "required": []},
+    "only the last required": {**DRUG, "required": ["oral"]},
+    "a recursive one": TREE,
+    "an array": {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 2, "maxItems": 4},
+    "an array that may be empty": {"type": "array", "items": {"const": "x"}, "maxItems": 3},
+    "a tuple": {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "null"}], "items": False, "minItems": 2},
+    "a tuple and more": {"prefixItems": [{"const": 1}], "items": {"const": "é"}, "maxItems": 3, "type": "array"},
+    "a map": {"type": "object", "additionalProperties": {"type": "integer", "exclusiveMinimum": 0, "maximum": 9}},
+    "several types": {"type": ["integer", "null", "string"], "minLength": 2, "maxLength": 3, "maximum": 20},
+    "one of two by a tag": {"oneOf": [
+        {"type": "object", "properties": {"kind": {"const": "a"}, "n": {"type": "integer", "maximum": 3, "minimum": 1}},
+         "required": ["kind", "n"]},
+        {"type": "object", "properties": {"kind": {"const": "b"}}, "required": ["kind"]}]},
+    "required without a schema": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a", "b"],
+                                  "additionalProperties": {"const": 2}},
+    "an enum of structures": {"enum": [{"a": [1, 2]}, [], "line\nbreak\\"]},
+    "an empty object": {"type": "object", "additionalProperties": False},
+}
+# fmt: on
+BAD: list[tuple[Any, str]] = [
+    ({"type": "string", "pattern": "^a$"}, "#: pattern cannot be promised"),
+    ({"type": "object", "properties": {"d": {"type": "string", "format": "date"}}}, "#/properties/d: format cannot"),
+    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"type": "number", "maximum": 3.5}, "maximum of a number"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "may match two"),
+    ({"anyOf": [{"type": "integer"}], "minimum": 3}, "minimum beside anyOf"),
+    ({"allOf": [{"type": "integer"}, {"minimum": 3}]}, "allOf"),
+    ({"$ref": "#/$defs/none"}, "there is no '\\$defs'"),
+    ({"$ref": "https://example.com/schema"}, "only places in the same schema"),
+    ({"type": "strnig"}, "unknown type 'strnig'"),
+    ({"type": "integer", "minimum": 5, "maximum": 4}, "no integer lies"),
+    ({"type": "string", "minLength": 5, "maxLength": 4}, "minLength 5 is more"),
+    ({"type": "string", "maxLength": 5000}, "from 0 to 2000"),
+    ({"type": "string", "minLength": True}, "minLength is True"),
+    ({"enum": []}, "1 to 1000 values"),
+    ({"enum": [1], "type": "string"}, "no value of enum"),
+    (False, "takes no value"),
+    ([], r"\[\] is no schema"),
+    ({"enum": [float("nan")]}, "no JSON"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
+    path = write_tiny_gguf(tmp_path_factory.mktemp("schema") / "tiny.gguf", n_context=2048)
+    with open_engine(path, device="cpu", n_threads=1) as opened:  # type: ignore[attr-defined]
+        yield opened
+
+
+def reply(engine: LlamaCppEngine, schema: Any, prompt: str, temperature: float, seed: int) -> tuple[str, str | None]:
+    settings = GenerationSettings(
+        max_tokens=1000,
+        temperature=temperature,
+        seed=seed,
+        top_k=40 if seed % 2 else 0,
+        min_p=0.0,
+        grammar=json_schema_to_gbnf(schema),
+    )
+    steps = list(engine.generate(engine.tokenize(prompt), settings))
+    return "".join(step.text for step in steps), steps[-1].finish
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_reply_of_a_random_model_matches_the_schema(engine: LlamaCppEngine, name: str) -> None:
+    schema = SCHEMAS[name]
+    validator = jsonschema.Draft202012Validator(schema)
+    n_finished = 0
+    for temperature, seed in ((0.0, 0), (1.0, 1), (1.0, 2), (1.5, 3), (1.5, 4)):
+        text, finish = reply(engine, schema, "answer", temperature, seed)
+        if finish == "stop":
+            n_finished += 1
+            validator.validate(json.loads(text))
+    assert n_finished >= 3  # a recursive reply, or greedy white space, may outgrow its tokens
+
+
+def test_the_demo_model_answers_in_json_at_any_temperature(tmp_path: Path) -> None:
+    (path,) = write_demo(tmp_path, "Q8_0")
+    schema = {
+        "type": "object",
+        "properties": {
+            "drug": {"type": "string", "maxLength": 20},
+            "class": {"enum": ["biguanide", "statin", "opioid"]},
+        },
+        "required": ["drug", "class"],
+    }
+    with open_engine(path, device="cpu", n_threads=1) as demo:  # type: ignore[attr-defined]
+        for temperature, seed in ((0.0, 0), *((1.0, seed) for seed in range(6))):
+            text, finish = reply(demo, schema, "What class of drug is metformin?", temperature, seed)
+            assert finish == "stop"
+            jsonschema.validate(json.loads(text), schema)
+
+
+def test_generate_takes_a_schema_or_a_grammar_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    model = str(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    (tmp_path / "schema.json").write_text('{"enum": ["β-blocker"]}', encoding="utf-8")
+    (tmp_path / "yes.gbnf").write_text('root ::= "yes" | "no"')
+    (tmp_path / "bad.gbnf").write_text('root ::= "yes"\nno')
+    (tmp_path / "bytes.gbnf").write_bytes(b"\xff")
+
+    def run(*options: str) -> Result:
+        return CliRunner().invoke(cli, ["generate", model, "Is it?", "--device", "cpu", *options])
+
+    assert run("--json-schema", str(tmp_path / "schema.json")).output == '"β-blocker"\n'
+    assert run("--json-schema", '{"const": 5}').output == "5\n"
+    assert run("--grammar", str(tmp_path / "yes.gbnf")).output in ("yes\n", "no\n")
+    for options, words in (
+        (("--grammar", str(tmp_path / "bad.gbnf")), "line 2, column 3"),
+        (("--grammar", str(tmp_path / "bytes.gbnf")), "cannot be read as text"),
+        (("--json-schema", "no-such-file"), "No such file"),
+        (("--json-schema", "{oops"), "is no JSON"),
+        (("--json-schema", '{"type": "string", "format": "date"}'), "format cannot be promised"),
+        (("--json-schema", "{}", "--grammar", str(tmp_path / "yes.gbnf")), "not both"),
+    ):
+        done = run(*options)
+        assert done.exit_code
+        assert words in done.output + str(done.exception)
+
+
+def test_a_reply_that_is_cut_says_so(engine: LlamaCppEngine) -> None:
+    settings = GenerationSettings(max_tokens=1, grammar='root ::= "a patient"')
+    steps = list(engine.generate(engine.tokenize("x"), settings))
+    assert steps[-1].finish == "length"
+    assert "a patient".startswith("".join(step.text for step in steps))
+
+
+def test_a_bad_grammar_is_an_error_before_the_prompt_is_read(engine: LlamaCppEngine) -> None:
+    before = engine.n_tokens_read
+    with pytest.raises(EngineError, match="line 1"):
+        engine.generate([1], GenerationSettings(grammar="root ::= ("))
+    assert engine.n_tokens_read == before
+
+
+@pytest.mark.parametrize(("schema", "message"), BAD, ids=[message for _, message in BAD])
+def test_what_a_grammar_cannot_promise_is_an_error(schema: Any, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        json_schema_to_gbnf(schema)
+
+
+def test_a_schema_that_needs_itself_never_ends() -> None:
+    schema = {"type": "object", "properties": {"again": {"$ref": "#"}}, "required": ["again"]}
+    with pytest.raises(EngineError, match="never ends"):
+        check_gbnf(json_schema_to_gbnf(schema))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(write_tiny_gguf(tmp_path_factory.mktemp("numbers") / "tiny.gguf"), n_gpu_layers=0)
+
+
+def takes(model: Model, grammar_text: str, text: str) -> bool:
+    """Whether llama.cpp's grammar takes the whole of `text`, byte by byte."""
+    grammar = Grammar(model, grammar_text)
+    try:
+        for letter in text:
+            (token,) = model.tokenize(letter, add_special=False, parse_special=False)
+            if not grammar.allows(token):
+                return False
+            grammar.accept(token)
+        return grammar.allows(model.eos)
+    finally:
+        grammar.free()
+
+
+@given(st.integers(-2500, 2500), st.integers(0, 2500), st.data())
+def test_an_integer_grammar_takes_its_range_and_nothing_else(
+    model: Model, low: int, width: int, data: st.DataObject
+) -> None:
+    high = low + width
+    grammar = f"root ::= {integer_between(low, high)}"
+    for value in (low, high, data.draw(st.integers(low, high))):
+        assert takes(model, grammar, str(value))
+    for value in (low - 1, high + 1, data.draw(st.integers(-9999, 99999))):
+        assert takes(model, grammar, str(value)) == (low <= value <= high)
+    assert not takes(model, grammar, f"0{max(high, 1)}")
