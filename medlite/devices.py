@@ -3,17 +3,18 @@
 import functools
 import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
 
 from medlite.errors import DeviceError
 
 DEVICES = ("auto", "cpu", "cuda")
-NVIDIA_SMI_SECONDS = 10
+ROOT = Path("/")  # of the file systems in which Linux describes the machine
 
 # Source: llama-cpp-python 0.3.36 README, the CUDA versions it publishes wheels for, newest first.
 CUDA_WHEELS = ((13, 2), (13, 0), (12, 5), (12, 4), (12, 3), (12, 2), (12, 1), (11, 8))
@@ -81,23 +82,30 @@ def cpu_features() -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
-def physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Physical cores that this process may use: hyper-threads counted once, affinity and container quota respected."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings: set[str] = set()
-    for cpu in allowed:
-        try:
-            siblings.add((root / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip())
-        except OSError:
-            siblings.add(str(cpu))
-    quota = _container_cores()
-    return max(1, min(len(siblings), quota) if quota else len(siblings))
+def physical_cores(root: Path = ROOT, allowed: Collection[int] | None = None) -> int:
+    """Physical cores that this process may use: hyper-threads counted once, affinity and container quota respected.
+
+    allowed: the logical processors that it may run on; None asks the system. psutil knows neither which of them share
+    a core nor a container's quota.
+    """
+    if allowed is None:
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    try:
+        n_cores = len({_siblings(root, cpu) for cpu in allowed})
+    except OSError:
+        n_cores = min(len(allowed), psutil.cpu_count(logical=False) or len(allowed))
+    return max(1, min(n_cores, container_cores(root) or n_cores))
 
 
-def _container_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def _siblings(root: Path, cpu: int) -> str:
+    """The logical processors of one core, as Linux writes them ("0,4")."""
+    return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+
+
+def container_cores(root: Path = ROOT) -> int | None:
     """Whole cores that a container's CPU quota allows (cgroup v2), or None without a quota."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else max(1, int(quota) // int(period))
     except (OSError, ValueError):
         return None
@@ -106,42 +114,41 @@ def _container_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping: the system's estimate, or what a container's limit leaves."""
-    free = _meminfo_available()
+def total_memory() -> int:
+    """Bytes of memory that the machine has; a container may be allowed less."""
+    return int(psutil.virtual_memory().total)
+
+
+def available_memory(root: Path = ROOT, free: int | None = None) -> int:
+    """Bytes that can be allocated without swapping: the system's estimate, or what a container's limit leaves.
+
+    free: the system's estimate; None asks it. A container's limit is not in it.
+    """
     limits = (
-        _container_free(Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-        _container_free(Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        _container_free(root / "sys/fs/cgroup", "memory.max", "memory.current"),
+        _container_free(root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     )
+    free = int(psutil.virtual_memory().available) if free is None else free
     return min([free, *(limit for limit in limits if limit is not None)])
 
 
-def _meminfo_available() -> int:
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform == "darwin":  # sysconf counts no free pages there, and macOS compresses: half of all is a guess
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-def _container_free(root: Path, limit_name: str, used_name: str) -> int | None:
+def _container_free(cgroup: Path, limit_name: str, used_name: str) -> int | None:
     """Bytes left under a cgroup's limit; its file cache counts as free, since the kernel drops it first."""
     try:
-        limit, used = (root / limit_name).read_text().strip(), int((root / used_name).read_text())
+        limit, used = (cgroup / limit_name).read_text().strip(), int((cgroup / used_name).read_text())
         if limit == "max" or int(limit) >= 1 << 60:
             return None
-        cache = re.search(r"^(?:total_)?inactive_file (\d+)", (root / "memory.stat").read_text(), re.MULTILINE)
+        cache = re.search(r"^(?:total_)?inactive_file (\d+)", (cgroup / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return None
     return max(0, int(limit) - used + (int(cache[1]) if cache else 0))
 
 
 def process_memory() -> ProcessMemory:
-    """What this process holds and has held. Source: proc(5), /proc/pid/status; getrusage(2) elsewhere."""
+    """What this process holds and has held. Source: proc(5), /proc/pid/status; getrusage(2) elsewhere.
+
+    psutil has neither the peak nor, at this price, what of it is the process's own.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -161,37 +168,48 @@ def process_memory() -> ProcessMemory:
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 
 
-def find_gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that the driver reports now; empty without a driver. Free memory is of this moment."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"]
+class Nvml(Protocol):
+    """The part of NVML that is used here, by pynvml's names; NVMLError is raised by all of them."""
+
+    NVMLError: type[Exception]
+
+    def nvmlInit(self) -> None: ...
+    def nvmlSystemGetDriverVersion(self) -> str: ...
+    def nvmlSystemGetCudaDriverVersion(self) -> int: ...
+    def nvmlDeviceGetCount(self) -> int: ...
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
+    def nvmlDeviceGetName(self, handle: Any) -> str: ...
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
+
+
+def load_nvml() -> Any:
+    """pynvml. It loads the driver's library in nvmlInit only, so it can be imported without a GPU."""
+    import pynvml
+
+    return pynvml
+
+
+def find_gpus(nvml: Nvml | None = None) -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that the driver reports now; empty without a driver. Free memory is of this moment.
+
+    nvml: the driver's library, for tests; None is the real one.
+    """
+    nvml = nvml or load_nvml()
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        nvml.nvmlInit()
+        driver, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
         return ()
-    return parse_gpus(answer, _driver_cuda_version(tool))
-
-
-def parse_gpus(answer: str, cuda_version: tuple[int, int] | None = None) -> tuple[Gpu, ...]:
-    """GPUs from nvidia-smi's CSV (MiB); a line that is no GPU is left out."""
-    gpus = []
-    for line in answer.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4 and fields[1].isdigit() and fields[2].isdigit():
-            gpus.append(Gpu(fields[0], int(fields[1]) << 20, int(fields[2]) << 20, fields[3], cuda_version))
-    return tuple(gpus)
-
-
-@functools.cache
-def _driver_cuda_version(tool: str) -> tuple[int, int] | None:
-    try:
-        banner = subprocess.run([tool], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", banner)
-    return (int(found[1]), int(found[2])) if found else None
+    found = []
+    for handle in handles:
+        try:
+            name, memory = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle)
+        except nvml.NVMLError:  # of a GPU that is split up, or was lost
+            continue
+        # nvml.h: CUDA 12.4 is 12040
+        found.append(Gpu(name, int(memory.total), int(memory.free), driver, (cuda // 1000, cuda % 1000 // 10)))
+    return tuple(found)
 
 
 def cuda_install_command(cuda_version: tuple[int, int] | None) -> str:
@@ -218,7 +236,7 @@ def resolve_device(wanted: str, *, gpu_build: bool, gpus: Sequence[Gpu] | None =
         return DeviceChoice("cuda", gpus[0].name)
     if not gpus:
         if wanted == "cuda":
-            raise DeviceError("no NVIDIA GPU found (nvidia-smi lists none)", hint="--device cpu")
+            raise DeviceError("no NVIDIA GPU found (its driver lists none)", hint="--device cpu")
         return DeviceChoice("cpu", cpu_name())
     command = cuda_install_command(gpus[0].cuda_version)
     message = f"this machine has an {gpus[0].name}, but llama-cpp-python was built for the CPU only"

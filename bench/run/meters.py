@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from medlite.devices import load_nvml
+
 POWERCAP = Path("/sys/class/powercap")
 POLL_SECONDS = 0.5  # a package counter of 262 kJ wraps after 22 minutes at 200 W; GPU memory peaks may be short
 
@@ -94,7 +96,7 @@ class GpuCounters:
     """
 
     def __init__(self, nvml: Nvml | None = None, pid: int | None = None) -> None:
-        self._nvml, self._pid = nvml or _pynvml(), pid or os.getpid()
+        self._nvml, self._pid = nvml or load_nvml(), pid or os.getpid()
         try:
             self._nvml.nvmlInit()
             count = self._nvml.nvmlDeviceGetCount()
@@ -220,13 +222,3 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _pynvml() -> Nvml:
-    """The NVML bindings. They need no GPU to be imported; nvmlInit says whether there is one."""
-    try:
-        import pynvml
-    except ImportError as error:
-        raise NotMeasured("nvidia-ml-py is not installed") from error
-    module: Nvml = pynvml
-    return module

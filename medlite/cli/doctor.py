@@ -7,14 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from medlite.cli import print_json
+from medlite.cli.params import json_option
+
+if TYPE_CHECKING:
+    from medlite.devices import Gpu
 
 PROBE_SECONDS = 60
 GOOD, NOTE, WRONG = "good", "note", "wrong"
@@ -41,6 +46,20 @@ PROBES: dict[str, tuple[str, str]] = {
               "'gpu': torch.cuda.is_available()}))", "torch"),
 }
 # fmt: on
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine itself says. features: by /proc/cpuinfo's names, empty if unknown. Memory in bytes."""
+
+    architecture: str
+    cpu_name: str
+    features: frozenset[str]
+    n_physical_cores: int
+    n_logical_cores: int
+    n_bytes_free: int
+    n_bytes_total: int
+    gpus: "tuple[Gpu, ...]"
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,7 @@ Exit code 0: nothing is wrong. 1: something is, and named with what mends it."""
 @click.option(
     "--offline-proof", is_flag=True, help="Do every kind of work on the embedded model with the internet forbidden."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option("Print the findings as JSON.")
 def command(offline_proof: bool, as_json: bool) -> None:
     """Check this machine, and say what to install.
 
@@ -85,12 +104,17 @@ def command(offline_proof: bool, as_json: bool) -> None:
     if offline_proof:
         show_proof(as_json=as_json)
         return
+    show(findings(this_machine()), as_json=as_json)
+
+
+def show(findings: Iterable[Finding], *, as_json: bool) -> None:
+    """Print each finding as it comes; end with code 1 if something is wrong."""
     from rich.markup import escape
 
     from medlite.cli.display import stdout
 
     found = []
-    for finding in findings():
+    for finding in findings:
         found.append(finding)
         if not as_json:
             stdout.print(
@@ -104,14 +128,15 @@ def command(offline_proof: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-def findings() -> Iterator[Finding]:
-    """Everything there is to say, as it is found out."""
-    yield from machine_findings()
+def findings(machine: Machine) -> Iterator[Finding]:
+    """Everything there is to say of `machine` and of what is installed here, as it is found out."""
+    yield from machine_findings(machine)
+    yield from disk_findings()
     probes = {}
     for engine in PROBES:
         probes[engine] = probe_engine(engine)
         yield engine_finding(engine, probes[engine])
-    yield from gpu_findings(probes["llamacpp"])
+    yield from gpu_findings(machine.gpus, probes["llamacpp"])
     yield kernels_finding()
     yield network_finding()
     yield Finding(NOTE, "versions", ", ".join(versions()))
@@ -120,34 +145,45 @@ def findings() -> Iterator[Finding]:
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
-def machine_findings() -> Iterator[Finding]:
-    """System, processor, memory and disk."""
-    from medlite.devices import available_memory, cpu_features, cpu_name, physical_cores
+def this_machine() -> Machine:
+    """The machine under the command."""
+    from medlite.devices import available_memory, cpu_features, cpu_name, find_gpus, physical_cores, total_memory
+
+    return Machine(
+        architecture=platform.machine(),
+        cpu_name=cpu_name(),
+        features=cpu_features(),
+        n_physical_cores=physical_cores(),
+        n_logical_cores=os.cpu_count() or 1,
+        n_bytes_free=available_memory(),
+        n_bytes_total=total_memory(),
+        gpus=find_gpus(),
+    )
+
+
+def machine_findings(machine: Machine) -> Iterator[Finding]:
+    """System, processor and memory."""
+    from medlite.files import format_bytes
+
+    system = f"{platform.system()} {platform.release()}, {machine.architecture}"
+    yield Finding(GOOD, "system", f"{system}, Python {platform.python_version()}")
+    features = machine.features
+    shown = ", ".join(text for name, text in SHOWN_FEATURES.items() if name in features) or "features unknown"
+    slow = machine.architecture in ("x86_64", "AMD64") and bool(features) and "avx2" not in features
+    remark = "; without AVX2 decoding is slow" if slow else ""
+    yield Finding(NOTE if slow else GOOD, "processor", f"{machine.cpu_name}: {shown}{remark}")
+    yield Finding(GOOD, "cores", f"{machine.n_physical_cores} physical, {machine.n_logical_cores} logical")
+    free, total = format_bytes(machine.n_bytes_free), format_bytes(machine.n_bytes_total)
+    yield Finding(GOOD, "memory", f"{free} available of {total}")
+
+
+def disk_findings() -> Iterator[Finding]:
+    """Room for what medlite and the hub keep."""
     from medlite.files import cache_folder, format_bytes
 
-    yield Finding(
-        GOOD,
-        "system",
-        f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}",
-    )
-    features = cpu_features()
-    shown = ", ".join(text for name, text in SHOWN_FEATURES.items() if name in features) or "features unknown"
-    slow = platform.machine() in ("x86_64", "AMD64") and bool(features) and "avx2" not in features
-    yield Finding(
-        NOTE if slow else GOOD,
-        "processor",
-        f"{cpu_name()}: {shown}" + ("; without AVX2 decoding is slow" if slow else ""),
-    )
-    yield Finding(GOOD, "cores", f"{physical_cores()} physical, {os.cpu_count()} logical")
-    yield Finding(GOOD, "memory", f"{format_bytes(available_memory())} available of {format_bytes(total_memory())}")
     for name, folder in (("disk", cache_folder()), ("hub cache", hub_cache())):
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         yield Finding(GOOD, name, f"{format_bytes(shutil.disk_usage(nearest).free)} free in {folder}")
-
-
-def total_memory() -> int:
-    """Bytes of memory that the machine has; a container may be allowed less."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def hub_cache() -> Path:
@@ -217,14 +253,13 @@ def engine_finding(engine: str, probe: Probe) -> Finding:
     return Finding(WRONG, engine, probe.failure, install)
 
 
-def gpu_findings(llamacpp: Probe) -> Iterator[Finding]:
+def gpu_findings(gpus: "tuple[Gpu, ...]", llamacpp: Probe) -> Iterator[Finding]:
     """The GPUs, and loudly whether the engine cannot use them."""
-    from medlite.devices import cuda_install_command, find_gpus
+    from medlite.devices import cuda_install_command
     from medlite.files import format_bytes
 
-    gpus = find_gpus()
     if not gpus:
-        yield Finding(NOTE, "GPU", "no NVIDIA GPU (nvidia-smi lists none); models run on the processor")
+        yield Finding(NOTE, "GPU", "no NVIDIA GPU (its driver lists none); models run on the processor")
     for gpu in gpus:
         cuda = f", CUDA {gpu.cuda_version[0]}.{gpu.cuda_version[1]}" if gpu.cuda_version else ""
         yield Finding(
@@ -279,7 +314,8 @@ def show_proof(*, as_json: bool) -> None:
 
     def on_step(outcome: Outcome) -> None:
         mark = MARKS[GOOD if outcome.ok else WRONG]
-        text = "no attempt" if outcome.ok else "tried to reach the internet" if outcome.attempted else "failed"
+        failure = "tried to reach the internet" if outcome.attempted else "failed"
+        text = "no attempt" if outcome.ok else failure
         stdout.print(f"{mark}[bold]{outcome.step.name:<15}[/bold] {text}", soft_wrap=True)
         if outcome.said:
             stdout.print(outcome.said, markup=False, style="dim", soft_wrap=True)

@@ -2,29 +2,43 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from medlite import devices
-from medlite.devices import Gpu, cuda_install_command, parse_gpus, physical_cores, process_memory, resolve_device
+from medlite.devices import (
+    Gpu,
+    available_memory,
+    cuda_install_command,
+    find_gpus,
+    physical_cores,
+    process_memory,
+    resolve_device,
+)
 from medlite.errors import DeviceError
 from tests.helpers.places import ROOT
 
+GB = 10**9
 GPU = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 79 << 30, "550.54", (12, 4))
 
 
-def test_hyper_threads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyper_threads_count_once(tmp_path: Path) -> None:
     for cpu, siblings in enumerate(("0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")):
-        folder = tmp_path / f"cpu{cpu}/topology"
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(devices, "_container_cores", lambda: None)
-    assert physical_cores(tmp_path) == 4
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 5}, raising=False)
-    assert physical_cores(tmp_path) == 2
-    monkeypatch.setattr(devices, "_container_cores", lambda: 1)
-    assert physical_cores(tmp_path) == 1
+    assert physical_cores(tmp_path, range(8)) == 4
+    assert physical_cores(tmp_path, {0, 4, 5}) == 2
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000")
+    assert physical_cores(tmp_path, range(8)) == 1
+
+
+def test_without_a_topology_the_cores_are_psutils(tmp_path: Path) -> None:
+    assert physical_cores(tmp_path, range(1)) == 1
+    assert physical_cores(tmp_path, range(1 << 20)) == psutil.cpu_count(logical=False)
 
 
 @pytest.mark.parametrize(
@@ -32,32 +46,86 @@ def test_hyper_threads_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [("max 100000", None), ("150000 100000", 1), ("400000 100000", 4), ("50000 100000", 1), ("nonsense", None)],
 )
 def test_a_container_quota_is_read(tmp_path: Path, text: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert devices._container_cores(tmp_path) == cores
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(text)
+    assert devices.container_cores(tmp_path) == cores
 
 
-def test_a_containers_memory_limit_leaves_what_is_not_used_or_cached(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("700000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 200000\n")
-    assert devices._container_free(tmp_path, "memory.max", "memory.current") == 500000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices._container_free(tmp_path, "memory.max", "memory.current") is None
-    assert devices._container_free(tmp_path, "missing", "memory.current") is None
+@pytest.mark.parametrize(
+    ("folder", "limit", "used"),
+    [
+        ("sys/fs/cgroup", "memory.max", "memory.current"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_a_containers_memory_limit_leaves_what_is_not_used_or_cached(
+    tmp_path: Path, folder: str, limit: str, used: str
+) -> None:
+    cgroup = tmp_path / folder
+    assert available_memory(tmp_path, free=GB) == GB
+    cgroup.mkdir(parents=True)
+    (cgroup / limit).write_text("1000000\n")
+    (cgroup / used).write_text("700000\n")
+    (cgroup / "memory.stat").write_text("anon 5\ntotal_inactive_file 200000\n")
+    assert available_memory(tmp_path, free=GB) == 500000
+    assert available_memory(tmp_path, free=400000) == 400000
+    for unlimited in ("max", str(1 << 62)):
+        (cgroup / limit).write_text(unlimited + "\n")
+        assert available_memory(tmp_path, free=GB) == GB
 
 
 def test_this_machine_has_cores_memory_and_a_name() -> None:
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
-    assert 0 < devices.available_memory() < 1 << 50
+    assert 0 < available_memory() <= devices.total_memory() < 1 << 50
     assert devices.cpu_name()
     memory = process_memory()
     assert memory.peak >= memory.resident > 0
 
 
-def test_nvidia_smi_lines_become_gpus_and_other_lines_do_not() -> None:
-    answer = "NVIDIA H100 80GB HBM3, 81559, 81000, 550.54\nNo devices were found\nbroken, [N/A], 5, 1\n"
-    (gpu,) = parse_gpus(answer, (12, 4))
-    assert (gpu.name, gpu.n_bytes_total, gpu.n_bytes_free) == ("NVIDIA H100 80GB HBM3", 81559 << 20, 81000 << 20)
+class Driver:
+    """An NVML of made-up GPUs: name -> bytes (total, free); None for one that does not answer."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, gpus: dict[str, tuple[int, int] | None], *, loaded: bool = True) -> None:
+        self.gpus, self.loaded = gpus, loaded
+
+    def nvmlInit(self) -> None:
+        if not self.loaded:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "550.54"
+
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return 12040
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return list(self.gpus)[index]
+
+    def nvmlDeviceGetName(self, handle: str) -> str:
+        return handle
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+        memory = self.gpus[handle]
+        if memory is None:
+            raise self.NVMLError("GPU is lost")
+        return SimpleNamespace(total=memory[0], free=memory[1])
+
+
+def test_the_drivers_gpus_are_described_and_lost_ones_left_out() -> None:
+    driver = Driver({GPU.name: (GPU.n_bytes_total, GPU.n_bytes_free), "lost": None})
+    assert find_gpus(driver) == (GPU,)
+    assert find_gpus(Driver({})) == ()
+
+
+def test_without_a_driver_there_is_no_gpu_and_no_error() -> None:
+    assert find_gpus(Driver({GPU.name: (1, 1)}, loaded=False)) == ()
+    assert isinstance(find_gpus(), tuple)
 
 
 @pytest.mark.parametrize(

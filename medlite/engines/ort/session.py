@@ -124,7 +124,7 @@ def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> tuple[str, st
         return "cpu", ""
     if not find_gpus():
         if device == "cuda":
-            raise DeviceError("no NVIDIA GPU found (nvidia-smi lists none)", hint="--device cpu")
+            raise DeviceError("no NVIDIA GPU found (its driver lists none)", hint="--device cpu")
         return "cpu", ""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         runtime.preload_dlls()
