@@ -5,32 +5,22 @@ model = medlite.load("model.gguf")
 print(model.ask("What class of drug is metformin?"))
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from medlite.version import __version__
 
 if TYPE_CHECKING:
-    from medlite.chat import LoadedModel
+    from medlite.chat import load
+    from medlite.engines import open_engine
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load", "open_engine"]
+
+# name -> the module that has it, imported when the name is first used: every `import medlite.x` runs this file.
+_LAZY = {"load": "medlite.chat", "open_engine": "medlite.engines"}
 
 
-def load(
-    model: str,
-    *,
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    prompt_format: str = "",
-) -> "LoadedModel":
-    """The model named or stored at `model`, ready to answer; options as in `medlite.chat.load`.
-
-    model: the path of a .gguf file or an ONNX folder, "demo", or a name that `medlite models` lists, if an artifact of
-    it is on this machine.
-
-    The import waits until here, because every `import medlite.x` runs this file.
-    """
-    from medlite.chat import load as load_model
-
-    return load_model(
-        model, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type, prompt_format=prompt_format
-    )
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

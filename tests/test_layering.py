@@ -15,20 +15,21 @@ PACKAGES = ("medlite", "quantize", "bench")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # What everybody may import.
-GROUND = ("medlite", "medlite.errors", "medlite.files", "medlite.memo", "medlite.formats")
+GROUND = ("medlite.version", "medlite.errors", "medlite.files", "medlite.memo", "medlite.formats")
 RUNTIME = (*GROUND, "medlite.devices", "medlite.native", "medlite.models", "medlite.engines")
 
 # room -> the rooms that its modules may import beside their own. The longest prefix of a module's name is its room.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "medlite": ("medlite.chat",),  # __init__ alone: the public functions, whose imports wait for the call
+    "medlite": ("medlite.version", "medlite.chat", "medlite.engines"),  # __init__ alone: the public names, found on use
     "medlite.__main__": ("medlite.cli",),
+    "medlite.version": (),
     "medlite.errors": (),
-    "medlite.files": ("medlite", "medlite.errors"),
+    "medlite.files": ("medlite.version", "medlite.errors"),
     "medlite.memo": ("medlite.errors", "medlite.files"),
     "medlite.offline": (),
     "medlite.devices": ("medlite.errors", "medlite.files"),
     "medlite.native": ("medlite.errors",),
-    "medlite.formats": ("medlite", "medlite.errors", "medlite.files"),
+    "medlite.formats": ("medlite.version", "medlite.errors", "medlite.files"),
     "medlite.demo": (),
     "medlite.models": (*GROUND, "medlite.devices"),
     "medlite.engines": (*GROUND, "medlite.devices", "medlite.native", "medlite.models"),

@@ -110,8 +110,8 @@ def files_that_state(pattern: str) -> set[str]:
 
 
 def test_the_version_is_stated_once() -> None:
-    """In medlite/__init__.py, from where setuptools reads it; the headings of the changelog are history."""
-    assert files_that_state(rf"(?:version_*|medlite)[\s\"'=]*{re.escape(__version__)}\b") == {"medlite/__init__.py"}
+    """In medlite/version.py, from where setuptools reads it; the headings of the changelog are history."""
+    assert files_that_state(rf"(?:version_*|medlite)[\s\"'=]*{re.escape(__version__)}\b") == {"medlite/version.py"}
     assert PROJECT["project"]["dynamic"] == ["version"]
 
 

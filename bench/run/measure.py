@@ -20,11 +20,11 @@ from bench.run.record import ArtifactFacts, Performance, RecordWriter, RunRecord
 from bench.run.speed import measure_speed
 from bench.score.scoring import ScoredSample, score_samples
 from bench.score.server import score_on_server
-from medlite import __version__
 from medlite.devices import process_memory
 from medlite.engines.engine import Engine, EngineInfo
 from medlite.engines.server.engine import OpenAIEngine
 from medlite.errors import TaskError
+from medlite.version import __version__
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from medlite import __version__
 from medlite.errors import MedliteError
+from medlite.version import __version__
 
 # Telemetry of dependencies is off before anything can import them (design invariant 7).
 for _name, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1")):

@@ -103,9 +103,9 @@ def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
     from bench.ask.question import samples_sha256
     from bench.run.record import read_record
     from bench.tasks import demo
-    from medlite import __version__
     from medlite.errors import RecordError
     from medlite.files import file_sha256
+    from medlite.version import __version__
 
     if not kept.exists():
         return None

@@ -194,7 +194,7 @@ def hub_cache() -> Path:
 
 def versions() -> list[str]:
     """The installed packages whose versions decide what is computed."""
-    from medlite import __version__
+    from medlite.version import __version__
 
     rows = [f"medlite {__version__}"]
     for name in SHOWN_PACKAGES:

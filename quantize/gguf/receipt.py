@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medlite import __version__
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
+from medlite.version import __version__
 from quantize.gguf.plan import PlannedTensor, QuantizationPlan
 from quantize.source.checkpoint import Checkpoint
 from quantize.source.parity import ParityReport

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from medlite import __version__
 from medlite.errors import MissingExtraError
 from medlite.formats.onnx_folder import DATA_NAME
+from medlite.version import __version__
 from quantize.onnx.decoder import Decoder, Layer
 from quantize.onnx.plan import OnnxPlan, OnnxTensor, Piece
 

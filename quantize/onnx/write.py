@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medlite import __version__
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, part_path, write_json_whole
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, is_onnx_folder
+from medlite.version import __version__
 from quantize.gguf.receipt import SourceHasher
 from quantize.onnx.blocks import STRETCHES
 from quantize.onnx.plan import FolderPlan, OnnxSlab, slabs_of

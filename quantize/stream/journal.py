@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medlite import __version__
 from medlite.files import part_path
+from medlite.version import __version__
 from quantize.gguf.plan import QuantizationPlan
 from quantize.stream.encode import RowErrors
 from quantize.stream.slabs import SLAB_WEIGHTS

@@ -150,7 +150,7 @@ def measure_artifact(path: Path, wanted: Sequence[Wanted], folder: str, *, quiet
 def kept_record(file: Path, artifact_sha256: str, wanted: Wanted) -> "RunRecord | None":
     """The finished record in `file`, if it is of this artifact, these settings and questions and this medlite."""
     from bench.run.record import read_record
-    from medlite import __version__
+    from medlite.version import __version__
 
     if not file.exists():
         return None
