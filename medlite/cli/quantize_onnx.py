@@ -97,10 +97,10 @@ def plans_of(
 def refuse_unknown(checkpoint: "Checkpoint") -> None:
     """Raise CheckpointError, with the way out, where no table of ours knows the architecture."""
     from medlite.errors import CheckpointError
-    from quantize.families.architectures import find_architecture
+    from quantize.families import find_family
 
     try:
-        find_architecture(checkpoint.config)
+        find_family(checkpoint.config)
     except CheckpointError as error:
         error.hint = f"{error.hint}; --exporter optimum exports BioGPT, the GPT-2 family and others"
         raise

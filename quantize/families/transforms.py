@@ -3,7 +3,7 @@
 A transform only sees a slab whose row count is a multiple of its `row_group`, so it can work in bounded memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError
+from quantize.families.config import Config, head_dim
 
 Array = NDArray[Any]
-Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,6 @@ class Transform:
     apply: Callable[[Array, int], Array]
     row_group: Callable[[Config], int] = lambda config: 1
     moves_only: bool = True
-
-
-def head_dim(config: Config) -> int:
-    """Width of one attention head; stated, or hidden_size / heads."""
-    stated = config.get("head_dim")
-    return int(stated) if stated else int(config["hidden_size"]) // int(config["num_attention_heads"])
 
 
 def permute_rope(slab: Array, rows_per_head: int) -> Array:

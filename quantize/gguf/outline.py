@@ -12,18 +12,14 @@ from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, Header, Kind, Value, pack_header, pad_to, place_tensors
-from quantize.families.architectures import Architecture, find_architecture, text_config
-from quantize.families.hyperparameters import head_counts, positive
+from quantize.families import find_family
+from quantize.families.config import head_counts, positive
+from quantize.families.family import Family, text_config
 from quantize.gguf.plan import file_order
 from quantize.gguf.recipes import Recipe, TensorShape, choose_types
 
 # What a vocabulary takes in the file per token: text, type, and merges or score. Measured on Llama 3's and Llama 2's.
 BPE_BYTES_PER_TOKEN, SENTENCEPIECE_BYTES_PER_TOKEN = 61, 23
-# fmt: off
-SENTENCEPIECE_FAMILIES = ("MistralForCausalLM", "Phi3ForCausalLM", "Gemma3ForCausalLM",
-                          "Gemma3ForConditionalGeneration")
-# fmt: on
-SMALL_VOCABULARY = 64_000  # a Llama with fewer tokens is a Llama 2
 
 
 class Outline:
@@ -31,14 +27,14 @@ class Outline:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises CheckpointError naming what the config lacks, or what the runtime does not compute."""
-        self.architecture = find_architecture(config)
-        self.config = text_config(config, self.architecture)
-        self.tensors = _tensors(self.architecture, self.config)
-        prefix = self.architecture.gguf_name
+        self.family = find_family(config)
+        self.config = text_config(config, self.family)
+        self.tensors = _tensors(self.family, self.config)
+        prefix = self.family.gguf_name
         self.metadata = {
             "general.architecture": Value(Kind.STRING, prefix),
             f"{prefix}.vocab_size": Value(Kind.UINT32, positive(self.config, "vocab_size")),
-            **{f"{prefix}.{key}": value for key, value in self.architecture.metadata(self.config).items()},
+            **{f"{prefix}.{key}": value for key, value in self.family.metadata(self.config).items()},
         }
 
     @property
@@ -49,10 +45,8 @@ class Outline:
     @property
     def n_vocabulary_bytes(self) -> int:
         """About what the vocabulary adds to the file."""
-        n_vocab = int(self.metadata[f"{self.architecture.gguf_name}.vocab_size"].value)
-        sentencepiece = self.architecture.hf_name in SENTENCEPIECE_FAMILIES or (
-            self.architecture.gguf_name == "llama" and n_vocab < SMALL_VOCABULARY
-        )
+        n_vocab = int(self.metadata[f"{self.family.gguf_name}.vocab_size"].value)
+        sentencepiece = self.family.has_sentencepiece(self.config)
         return n_vocab * (SENTENCEPIECE_BYTES_PER_TOKEN if sentencepiece else BPE_BYTES_PER_TOKEN)
 
     def header(self, recipe: Recipe) -> Header:
@@ -66,7 +60,7 @@ class Outline:
             self.tensors,
             n_gqa=n_head // n_head_kv,
             has_imatrix=recipe.needs_imatrix,
-            is_70b=self.architecture.is_70b(self.config),
+            is_70b=self.family.is_70b(self.config),
         )
         placed = place_tensors([(row.name, choices[row.name].type, row.shape) for row in self.tensors])
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
@@ -80,20 +74,20 @@ class Outline:
         return pad_to(len(header) + self.n_vocabulary_bytes, DEFAULT_ALIGNMENT)
 
 
-def _tensors(architecture: Architecture, config: Mapping[str, Any]) -> list[TensorShape]:
+def _tensors(family: Family, config: Mapping[str, Any]) -> list[TensorShape]:
     """Every tensor that the rules make of a complete checkpoint, in llama.cpp's order."""
-    shapes = architecture.shapes(config)
+    shapes = family.shapes(config)
     tied = bool(config.get("tie_word_embeddings"))
     found: dict[str, TensorShape] = {}
-    for rule in architecture.rules:
+    for rule in family.rules:
         if rule.optional or (rule.target == "output.weight" and tied):
             continue
         inner = rule.target.removeprefix("blk.{0}.")
         if inner not in shapes:
-            raise CheckpointError(f"{architecture.hf_name}: the config does not say the shape of {rule.target}")
+            raise CheckpointError(f"{family.hf_name}: the config does not say the shape of {rule.target}")
         for layer in range(config["num_hidden_layers"]) if inner != rule.target else (0,):
             name = rule.target.format(layer)
             found[name] = TensorShape(name, shapes[inner])
-    for extra in architecture.extras(config):
+    for extra in family.extras(config):
         found[extra.name] = TensorShape(extra.name, extra.values.shape)
     return sorted(found.values(), key=lambda row: file_order(row.name))

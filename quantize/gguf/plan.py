@@ -27,8 +27,9 @@ from medlite.formats.gguf import (
     pad_to,
     place_tensors,
 )
-from quantize.families.architectures import DROPPED_LAYER, Architecture, TensorRule, find_architecture, text_config
-from quantize.families.hyperparameters import ExtraTensor, head_counts, positive
+from quantize.families import find_family
+from quantize.families.config import ExtraTensor, head_counts, positive
+from quantize.families.family import Family, TensorRule, text_config
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
 from quantize.source.checkpoint import FLOAT_DTYPES, Checkpoint, SourceTensor, read_json_object
 from quantize.source.tokenizer import vocabulary
@@ -69,7 +70,7 @@ class QuantizationPlan:
     """
 
     checkpoint: Checkpoint
-    architecture: Architecture
+    family: Family
     recipe: Recipe
     metadata: Mapping[str, Value]
     tensors: tuple[PlannedTensor, ...]
@@ -85,7 +86,7 @@ class QuantizationPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user must know of the result beside the recipe's loss."""
-        return self.architecture.notes(self.checkpoint.config)
+        return self.family.notes(self.checkpoint.config)
 
     @property
     def n_params(self) -> int:
@@ -121,11 +122,11 @@ def make_plan(
     max_shard_bytes: tensor bytes a file may hold, None for one file. Raises CheckpointError where a source tensor is
     unknown, missing or misshapen, RecipeError where the recipe needs what is not there.
     """
-    architecture = find_architecture(checkpoint.config)
-    checkpoint = replace(checkpoint, config=text_config(checkpoint.config, architecture))
-    sources, ignored = _match(checkpoint, architecture)
-    _check_shapes(checkpoint, architecture, sources)
-    extras = {extra.name: extra for extra in architecture.extras(checkpoint.config)}
+    family = find_family(checkpoint.config)
+    checkpoint = replace(checkpoint, config=text_config(checkpoint.config, family))
+    sources, ignored = _match(checkpoint, family)
+    _check_shapes(checkpoint, family, sources)
+    extras = {extra.name: extra for extra in family.extras(checkpoint.config)}
     shapes = [TensorShape(name, source.shape) for name, (source, _) in sources.items()]
     shapes += [TensorShape(extra.name, extra.values.shape) for extra in extras.values()]
     shapes.sort(key=lambda shape: file_order(shape.name))
@@ -137,12 +138,10 @@ def make_plan(
         n_gqa=n_head // n_head_kv,
         has_imatrix=importance is not None,
         overrides=overrides,
-        is_70b=architecture.is_70b(checkpoint.config),
+        is_70b=family.is_70b(checkpoint.config),
     )
     _check_imatrix(recipe, shapes, choices, importance)
-    metadata = _metadata(
-        checkpoint, architecture, recipe, sum(math.prod(shape.shape) for shape in shapes), pre_tokenizer
-    )
+    metadata = _metadata(checkpoint, family, recipe, sum(math.prod(shape.shape) for shape in shapes), pre_tokenizer)
     tensors: list[PlannedTensor] = []
     files: list[PlannedFile] = []
     groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
@@ -154,9 +153,7 @@ def make_plan(
         header = pack_header(_file_metadata(metadata, i, len(groups), len(shapes)), placed)
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         files.append(PlannedFile(header, len(header) + end))
-    return QuantizationPlan(
-        checkpoint, architecture, recipe, metadata, tuple(tensors), tuple(files), ignored, importance
-    )
+    return QuantizationPlan(checkpoint, family, recipe, metadata, tuple(tensors), tuple(files), ignored, importance)
 
 
 TensorRow = tuple[str, GgmlType, tuple[int, ...]]
@@ -202,22 +199,20 @@ def file_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1, name)
 
 
-def _match(
-    checkpoint: Checkpoint, architecture: Architecture
-) -> tuple[dict[str, tuple[SourceTensor, TensorRule]], dict[str, str]]:
+def _match(checkpoint: Checkpoint, family: Family) -> tuple[dict[str, tuple[SourceTensor, TensorRule]], dict[str, str]]:
     """GGUF name -> (source tensor, rule), and ignored name -> reason. Every source tensor lands in exactly one."""
     sources: dict[str, tuple[SourceTensor, TensorRule]] = {}
     ignored: dict[str, str] = {}
     dropped = checkpoint.config["dropped_layers"]
     for tensor in checkpoint.tensors.values():
-        reason = next((row.reason for row in architecture.ignored if re.fullmatch(row.pattern, tensor.name)), None)
+        reason = next((row.reason for row in family.ignored if re.fullmatch(row.pattern, tensor.name)), None)
         if reason is not None:
             ignored[tensor.name] = reason
             continue
-        found = [(rule, match) for rule in architecture.rules if (match := re.fullmatch(rule.pattern, tensor.name))]
+        found = [(rule, match) for rule in family.rules if (match := re.fullmatch(rule.pattern, tensor.name))]
         if not found:
             raise CheckpointError(
-                f"{tensor.path}: no rule of {architecture.hf_name} takes {tensor.name}",
+                f"{tensor.path}: no rule of {family.hf_name} takes {tensor.name}",
                 hint="the checkpoint holds more than the architecture says; it may be an adapter",
             )
         rule, match = found[0]
@@ -225,7 +220,7 @@ def _match(
         if match.groups():
             layer = int(match[1])
             if layer in dropped:
-                ignored[tensor.name] = f"layer {layer}, {DROPPED_LAYER}"
+                ignored[tensor.name] = f"layer {layer}, {family.dropped_reason}"
                 continue
             target = target.format(layer - sum(i < layer for i in dropped))
         if target in sources:
@@ -237,9 +232,9 @@ def _match(
             )
         if rule.extra_rows:
             tensor = _without_last_rows(tensor, rule.extra_rows)
-            ignored[f"{tensor.name}[{tensor.shape[0]}:]"] = "rows past the vocabulary, of image tokens"
+            ignored[f"{tensor.name}[{tensor.shape[0]}:]"] = rule.extra_reason
         sources[target] = (tensor, rule)
-    _check_complete(checkpoint, architecture, sources)
+    _check_complete(checkpoint, family, sources)
     return sources, ignored
 
 
@@ -253,12 +248,12 @@ def _without_last_rows(tensor: SourceTensor, n_rows: int) -> SourceTensor:
 
 
 def _check_complete(
-    checkpoint: Checkpoint, architecture: Architecture, sources: Mapping[str, tuple[SourceTensor, TensorRule]]
+    checkpoint: Checkpoint, family: Family, sources: Mapping[str, tuple[SourceTensor, TensorRule]]
 ) -> None:
     """Raise CheckpointError if a layer lacks a tensor, or a layer lies beyond the config's count."""
     n_layers = positive(checkpoint.config, "num_hidden_layers")
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
-    for rule in architecture.rules:
+    for rule in family.rules:
         if rule.optional or (rule.target == "output.weight" and tied):
             continue
         targets = [rule.target.format(layer) for layer in range(n_layers)] if "{0}" in rule.target else [rule.target]
@@ -274,10 +269,10 @@ def _check_complete(
 
 
 def _check_shapes(
-    checkpoint: Checkpoint, architecture: Architecture, sources: Mapping[str, tuple[SourceTensor, TensorRule]]
+    checkpoint: Checkpoint, family: Family, sources: Mapping[str, tuple[SourceTensor, TensorRule]]
 ) -> None:
     """Raise CheckpointError where a tensor's shape contradicts the config."""
-    wanted = architecture.shapes(checkpoint.config)
+    wanted = family.shapes(checkpoint.config)
     for target, (source, _) in sources.items():
         shape = wanted.get(re.sub(r"^blk\.\d+\.", "", target))
         if shape is not None and source.shape != shape:
@@ -315,11 +310,11 @@ def _check_imatrix(
 
 
 def _metadata(
-    checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe, n_params: int, pre_tokenizer: str | None
+    checkpoint: Checkpoint, family: Family, recipe: Recipe, n_params: int, pre_tokenizer: str | None
 ) -> dict[str, Value]:
     return {
-        **_general(checkpoint.folder, architecture.gguf_name, n_params),
-        **{f"{architecture.gguf_name}.{key}": value for key, value in architecture.metadata(checkpoint.config).items()},
+        **_general(checkpoint.folder, family.gguf_name, n_params),
+        **{f"{family.gguf_name}.{key}": value for key, value in family.metadata(checkpoint.config).items()},
         "general.file_type": Value(Kind.UINT32, recipe.file_type),
         "general.quantization_version": Value(Kind.UINT32, QUANTIZATION_VERSION),
         RECIPE_KEY: Value(Kind.STRING, recipe.name),
@@ -334,7 +329,7 @@ def _repetition_penalty(folder: Path) -> float | None:
     return float(stated) if isinstance(stated, int | float) else None
 
 
-def _general(folder: Path, architecture: str, n_params: int) -> dict[str, Value]:
+def _general(folder: Path, family: str, n_params: int) -> dict[str, Value]:
     """general.*: name, base model, licence, languages, tags, from the model card beside the weights."""
     import gguf
 
@@ -346,7 +341,7 @@ def _general(folder: Path, architecture: str, n_params: int) -> dict[str, Value]
             found.sampling_penalty_repeat = _repetition_penalty(folder)
         if found.size_label is None:
             found.size_label = gguf.size_label(n_params, 0, 0, 0)
-        writer = gguf.GGUFWriter(None, architecture)
+        writer = gguf.GGUFWriter(None, family)
         writer.add_type(gguf.GGUFType.MODEL)
         found.set_gguf_meta_model(writer)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

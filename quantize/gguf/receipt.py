@@ -134,7 +134,7 @@ def make_receipt(plan: QuantizationPlan, paths: Sequence[Path], facts: WrittenFa
         "source": source_facts(plan.checkpoint, facts.shard_hashes),
         "recipe": plan.recipe.name,
         "imatrix_sha256": _importance_sha256(plan),
-        "architecture": plan.architecture.gguf_name,
+        "architecture": plan.family.gguf_name,
         "n_params": plan.n_params,
         "bits_per_weight": round(plan.bits_per_weight, 6),
         "files": files,

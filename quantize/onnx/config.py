@@ -20,13 +20,6 @@ COPIED_NAMES = (TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.jso
 # fmt: on
 GENAI_NAME = "genai_config.json"
 
-# GGUF name of a family -> the type under which onnxruntime-genai runs it. Source: its src/models/model_type.h.
-# fmt: off
-GENAI_TYPES: dict[str, str] = {
-    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma3": "gemma3_text",
-}
-# fmt: on
-
 # Tokens that end a turn wherever they stand in a vocabulary. Source: llama.cpp src/llama-vocab.cpp, special_eog_ids.
 # fmt: off
 END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
@@ -114,7 +107,7 @@ def genai_config(plan: OnnxPlan) -> dict[str, Any]:
             },
             "eos_token_id": end,
             "pad_token_id": special.get("padding", ends[0] if ends else 0),
-            "type": GENAI_TYPES[decoder.family],
+            "type": decoder.arithmetic.genai_type,
             "vocab_size": decoder.n_vocab,
         },
         "search": {

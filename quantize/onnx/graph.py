@@ -15,7 +15,8 @@ import numpy as np
 from medlite.errors import MissingExtraError
 from medlite.formats.onnx_folder import DATA_NAME
 from medlite.version import __version__
-from quantize.onnx.decoder import Decoder, Layer
+from quantize.families.family import Layer
+from quantize.onnx.decoder import Decoder
 from quantize.onnx.plan import OnnxPlan, OnnxTensor, Piece
 
 CONTRIB = "com.microsoft"
@@ -277,7 +278,7 @@ def _feed_forward(graph: Graph, decoder: Decoder, block: str, x: str) -> str:
         gate, up = f"{block}.gate", f"{block}.up"
         both = graph.linear(x, f"{block}.ffn_up.weight", f"{block}.gate_up")
         graph.node("Split", [both], [gate, up], axis=-1, num_outputs=2)
-    if decoder.activation == "silu":
+    if decoder.arithmetic.activation == "silu":
         active = graph.contrib("QuickGelu", [gate], f"{block}.active", alpha=1.0)
     else:
         active = graph.node("Gelu", [gate], f"{block}.active", approximate="tanh")

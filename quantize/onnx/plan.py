@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError, RecipeError
 from medlite.formats.gguf import pad_to
+from quantize.families.rope import RotaryTable
 from quantize.families.transforms import KEEP, PERMUTE_ROPE, Transform
 from quantize.gguf.plan import PlannedTensor, QuantizationPlan, make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.onnx.decoder import Decoder, RotaryTable, read_decoder
+from quantize.onnx.decoder import Decoder, read_decoder
 from quantize.onnx.recipes import OnnxRecipe, Storage, choose_storage
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream.slabs import SLAB_WEIGHTS
@@ -200,9 +201,9 @@ def make_onnx_plan(checkpoint: Checkpoint, recipe: OnnxRecipe, *, block: int, de
         raise RecipeError(f"--device {device}: unknown", hint=f"one of {', '.join(DEVICES)}")
     gguf = make_plan(checkpoint, RECIPES["BF16"])
     decoder = read_decoder(gguf)
-    if device == "cuda" and decoder.family == "gemma3":
+    if device == "cuda" and not decoder.arithmetic.fits_float16:
         raise CheckpointError(
-            f"config.json: {gguf.architecture.hf_name} leaves the range of float16, which a CUDA graph computes in",
+            f"config.json: {gguf.family.hf_name} leaves the range of float16, which a CUDA graph computes in",
             hint="--device cpu, or --format gguf, which runs it on CUDA",
         )
     floats = 16 if device == "cuda" else 32

@@ -1,5 +1,6 @@
 """Every model family on a tiny checkpoint of its true structure, against llama_model_quantize and by its own rules."""
 
+import ast
 import itertools
 import json
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 
 from medlite.errors import CheckpointError
 from medlite.formats.gguf import read_header
-from quantize.families.architectures import ARCHITECTURES, Architecture, find_architecture, text_config
+from quantize.families import FAMILIES as TABLE
+from quantize.families import find_family
+from quantize.families.family import Family, text_config
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import Output, WriteSettings, write_gguf
 from tests.helpers.gguf_compare import assert_equal_tensors, tensors_of
 from tests.helpers.llama_quantize import llama_quantize
+from tests.helpers.places import ROOT
 from tests.helpers.tiny_checkpoint import llama_tensors, write_safetensors
 from tests.helpers.tiny_families import FAMILIES, attention_factor, make_family, plain_llama_of_mllama
 
@@ -106,6 +110,16 @@ def test_llama_vision_lists_what_it_leaves_out(folders: dict[str, Path]) -> None
     assert ignored["language_model.model.embed_tokens.weight[512:]"] == "rows past the vocabulary, of image tokens"
 
 
+def test_all_that_is_known_of_a_family_stands_in_its_file() -> None:
+    """A family is one file and one row of the table, so no other module of quantize may name one."""
+    names = {name for row in TABLE.values() for name in (row.hf_name, row.gguf_name)}
+    for path in (ROOT / "quantize").rglob("*.py"):
+        if path.parent.name == "families" or path.name == "tokenizer.py":  # which names kinds of vocabularies
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Constant) and node.value in names), f"{path}:{node.lineno}"
+
+
 def config_of(folder: Path, **changes: Any) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text()) | changes
 
@@ -152,9 +166,9 @@ def test_what_the_runtime_does_not_compute_is_refused(
         read_architecture(config)
 
 
-def read_architecture(config: dict[str, Any]) -> tuple[Architecture, dict[str, Any]]:
+def read_architecture(config: dict[str, Any]) -> tuple[Family, dict[str, Any]]:
     """What a plan does with a config before it looks at tensors."""
-    architecture = find_architecture(config)
+    architecture = find_family(config)
     effective = text_config(config, architecture)
     architecture.metadata(effective)
     architecture.extras(effective)
@@ -181,12 +195,12 @@ def test_transformers_5_spelling_of_rope_gives_the_same_metadata(folders: dict[s
     )
     for key in ("rope_theta", "rope_local_base_freq", "rope_scaling"):
         del new[key]
-    gemma = ARCHITECTURES["Gemma3ForCausalLM"]
+    gemma = TABLE["Gemma3ForCausalLM"]
     assert gemma.metadata(text_config(old, gemma)) == gemma.metadata(text_config(new, gemma))
     old = config_of(folders["llama32"])
     new = dict(old, rope_parameters={**old["rope_scaling"], "rope_theta": old["rope_theta"]})
     del new["rope_theta"], new["rope_scaling"]
-    llama = ARCHITECTURES["LlamaForCausalLM"]
+    llama = TABLE["LlamaForCausalLM"]
     assert llama.metadata(text_config(old, llama)) == llama.metadata(text_config(new, llama))
     assert np.array_equal(
         llama.extras(text_config(old, llama))[0].values, llama.extras(text_config(new, llama))[0].values
@@ -280,7 +294,7 @@ def test_mistral_without_the_key_has_the_window_of_its_config_class(folders: dic
 )
 def test_only_llama_and_qwen2_have_a_70b(hf_name: str, heads: tuple[int, int], expected: bool) -> None:
     config = {"num_hidden_layers": 80, "num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
-    assert ARCHITECTURES[hf_name].is_70b(config) is expected
+    assert TABLE[hf_name].is_70b(config) is expected
 
 
 @pytest.mark.slow

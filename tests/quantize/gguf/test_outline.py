@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medlite.errors import CheckpointError
-from quantize.families.architectures import ARCHITECTURES
+from quantize.families import FAMILIES as TABLE
 from quantize.gguf.outline import Outline
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
@@ -44,7 +44,7 @@ def test_every_architecture_has_an_outline() -> None:
         "sliding_window": None,
         "cross_attention_layers": [],
     }
-    for name in ARCHITECTURES:
+    for name in TABLE:
         more = {"sliding_window": 16} if "Gemma" in name else {}
         assert Outline({**config, **more, "architectures": [name]}).n_params > 1_000_000
 

@@ -4,15 +4,14 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
-from quantize.families.architectures import ARCHITECTURES
-from quantize.onnx.config import GENAI_TYPES
-from quantize.onnx.decoder import FAMILIES as DECODERS
+from quantize.families import FAMILIES as TABLE
 from quantize.onnx.plan import OnnxPlan, make_onnx_plan, slabs_of
 from quantize.onnx.recipes import ONNX_RECIPES, find_onnx_recipe
 from quantize.source.checkpoint import open_checkpoint
@@ -80,9 +79,16 @@ def test_every_family_has_a_plan_for_every_recipe(family: str, recipe: str, tmp_
     assert covered == {i: tensor.n_rows for i, tensor in enumerate(plan.tensors)}
 
 
-@pytest.mark.parametrize("table", [DECODERS, GENAI_TYPES], ids=["graph", "genai"])
-def test_every_architecture_that_converts_to_gguf_has_a_graph(table: dict[str, str]) -> None:
-    assert {row.gguf_name for row in ARCHITECTURES.values()} == set(table)
+def test_every_family_that_converts_to_gguf_has_a_graph_and_a_type_of_onnxruntime_genai() -> None:
+    types = {row.gguf_name: row.arithmetic.genai_type for row in TABLE.values() if row.arithmetic}
+    assert types == {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma3": "gemma3_text"}
+    assert all(row.arithmetic for row in TABLE.values())
+
+
+def test_a_family_without_a_graph_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, "LlamaForCausalLM", replace(TABLE["LlamaForCausalLM"], arithmetic=None))
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM has no ONNX graph"):
+        plan_of(make_llama(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(
