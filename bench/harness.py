@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.run.record import CONTEXT_TOKENS
 from bench.score.scoring import log_softmax
+from bench.settings import CONTEXT_TOKENS
 from medlite.engines import open_engine
 from medlite.engines.engine import Engine, GenerationSettings, LogitsRequest
 from medlite.errors import MissingExtraError

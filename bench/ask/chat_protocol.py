@@ -7,13 +7,11 @@ their parser.)
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.ask.prompts import lettered
 from bench.ask.question import LETTERS, Prompt, PromptBuilder, Sample
-from bench.score.scoring import OK, TRUNCATED, UNPARSED, ScoredSample, unanswered
-from medlite.engines.engine import Engine, GenerationSettings
 from medlite.errors import TaskError
 from medlite.formats.chat_template import ChatTemplate, Message, read_template, special_tokens
 from medlite.formats.gguf import Header
@@ -74,33 +72,3 @@ def parse_reply(text: str, n_options: int) -> int | None:
     if len(named) != 1 or not named <= set(letters):
         return None
     return letters.index(named.pop())
-
-
-def score_chat(engine: Engine, items: Sequence[tuple[Sample, Prompt]], *, reply_tokens: int) -> Iterator[ScoredSample]:
-    """One answered sample an item, in order, greedy. A prompt that leaves no room for the reply is truncated."""
-    settings = GenerationSettings(max_tokens=reply_tokens, temperature=0.0)
-    for sample, prompt in items:
-        tokens = engine.tokenize(prompt.context, add_bos=False, parse_special=True)
-        if len(tokens) + reply_tokens > engine.info.n_context:
-            yield unanswered(sample, prompt, TRUNCATED, len(tokens))
-            continue
-        text = "".join(step.text for step in engine.generate(tokens, settings))
-        prediction = parse_reply(text, len(sample.options))
-        if prediction is None:
-            yield unanswered(sample, prompt, UNPARSED, len(tokens), text)
-            continue
-        yield ScoredSample(
-            id=sample.id,
-            prompt_sha256=prompt.sha256,
-            cluster=sample.cluster,
-            subject=sample.subject,
-            option_log_probabilities=(),
-            prediction=prediction,
-            answer=sample.answer,
-            status=OK,
-            n_prompt_tokens=len(tokens),
-            true_options=sample.true_options,
-            text=text,
-            question=sample.question,
-            options=sample.options,
-        )

@@ -6,31 +6,15 @@ Multiple Choice Selectors (arXiv 2309.03882); the rotations are ours.
 """
 
 import zlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from bench.ask.question import LETTERS, Prompt, Sample
-from bench.compare.intervals import Interval, wilson
-from bench.score.scoring import OK, ScoredSample
+from bench.ask.question import Prompt, Sample
 from medlite.errors import TaskError
 
 MARK = "~"  # between a question's id and the step of its rotation
-
-
-@dataclass(frozen=True)
-class OrderReport:
-    """What the orders did. n: questions. same: share that chose the same option in every order; always_right: share
-    that chose the key in every order; both Wilson. picks: letter -> share of all answers.
-    """
-
-    n: int
-    n_orders: int
-    same: Interval
-    always_right: Interval
-    picks: dict[str, float]
 
 
 def in_orders(samples: Sequence[Sample], n_orders: int, seed: int) -> list[Sample]:
@@ -66,23 +50,3 @@ def check_shown(items: Sequence[tuple[Sample, Prompt]]) -> None:
             "the prompts do not show the options, so their order changes nothing",
             hint="--permute-options needs a task and protocol with lettered options",
         )
-
-
-def order_report(samples: Sequence[ScoredSample], n_orders: int) -> OrderReport:
-    """The orders of each question together. A question with an unanswered order is neither same nor right."""
-    of: dict[str, list[ScoredSample]] = {}
-    for sample in samples:
-        of.setdefault(sample.id.partition(MARK)[0], []).append(sample)
-    same = sum(
-        all(s.status == OK for s in group) and len({s.options[s.prediction] for s in group}) == 1
-        for group in of.values()
-    )
-    right = sum(all(s.correct for s in group) for group in of.values())
-    answered = Counter(LETTERS[s.prediction] for s in samples if s.status == OK)
-    return OrderReport(
-        len(of),
-        n_orders,
-        wilson(same, len(of)),
-        wilson(right, len(of)),
-        {letter: n / len(samples) for letter, n in sorted(answered.items())},
-    )

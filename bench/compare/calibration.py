@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.compare.compare import option_probabilities
-from bench.compare.intervals import CHUNK_ITEMS, Interval, bootstrap_mean
+from bench.intervals import CHUNK_ITEMS, Interval, bootstrap_mean
 from bench.score.scoring import OK, ScoredSample
 
 N_BINS = 10

@@ -7,16 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.compare.intervals import (
-    N_RESAMPLES,
-    Interval,
-    bootstrap_mean,
-    cluster_means,
-    mcnemar_exact,
-    newcombe_paired,
-    wilson,
-)
 from bench.compare.verdict import Verdict, judge
+from bench.intervals import N_RESAMPLES, Interval, bootstrap_mean, cluster_means, mcnemar_exact, newcombe_paired, wilson
 from bench.run.record import RunRecord
 from bench.score.distributions import kl_bounds
 from bench.score.scoring import OK, ScoredSample

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare.compare import label
-from bench.compare.intervals import Interval, wilson
 from bench.compare.runs import TaskComparison
+from bench.intervals import Interval, wilson
 from bench.run.record import RunRecord
 from medlite.errors import TaskError
 from medlite.models.catalog import recognise

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.compare.compare import Comparison, accuracy, compare, label
-from bench.compare.intervals import Interval, holm
+from bench.intervals import Interval, holm
 from bench.run.record import RunRecord
 
 

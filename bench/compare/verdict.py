@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from bench.compare.intervals import LEVEL, Interval, z_of
+from bench.intervals import LEVEL, Interval, z_of
 
 POWER = 0.8
 NON_INFERIOR, INFERIOR, INCONCLUSIVE = "non-inferior", "inferior", "inconclusive"

@@ -5,13 +5,14 @@ import json
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench.ask.chat_protocol import TemplateSource, template_of_header
 from bench.run import memory
 from bench.run.record import ArtifactFacts
-from medlite.errors import ArtifactError
+from medlite.engines.server.engine import OpenAIEngine
+from medlite.errors import ArtifactError, TaskError
 from medlite.files import file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
@@ -100,6 +101,32 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
         bits_per_weight=n_bits / n_params,
         source=source_of(path),
     )
+
+
+def facts_of_server(engine: OpenAIEngine) -> ArtifactFacts:
+    """What is known of the model: its weights are out of reach, so no hash, and sizes only where the server says."""
+    facts = engine.facts
+    bits = 8 * facts.n_bytes / facts.n_params if facts.n_params else 0.0
+    return ArtifactFacts(
+        file_name=PurePosixPath(facts.model).name,
+        sha256="",
+        format="server",
+        model_name=facts.model,
+        recipe=facts.recipe or "unknown",
+        n_params=facts.n_params,
+        n_bytes=facts.n_bytes,
+        bits_per_weight=bits,
+    )
+
+
+def template_of_server(engine: OpenAIEngine) -> TemplateSource:
+    """The model's chat template. Raises TaskError unless the server tells it (llama-server does)."""
+    if not engine.facts.chat_template:
+        raise TaskError(
+            f"{engine.facts.dialect} does not tell the model's chat template, the chat protocol needs it",
+            hint="--protocol letters",
+        )
+    return TemplateSource(engine.facts.chat_template, engine.facts.special_tokens)
 
 
 def source_of(path: Path) -> str:

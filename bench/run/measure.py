@@ -1,10 +1,10 @@
-"""Measure one open engine on one question set. `bench.run.run.run_in_child` does this in a process of its own."""
+"""Measure one open engine on one question set. `bench.run.run.run_task` does this in a process of its own."""
 
 import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,28 +15,19 @@ from bench.ask.orders import check_shown, in_orders
 from bench.ask.prompts import PROTOCOLS
 from bench.ask.question import Prompt, Sample, Task, samples_sha256
 from bench.run import memory
+from bench.run.child import OnProgress, Progress
 from bench.run.meters import Costs, Meters
-from bench.run.record import ArtifactFacts, Performance, RecordWriter, RunRecord, RunSettings, TaskFacts
+from bench.run.record import ArtifactFacts, Performance, RecordWriter, RunRecord, TaskFacts
 from bench.run.speed import measure_speed
+from bench.score.chat import score_chat
 from bench.score.scoring import ScoredSample, score_samples
 from bench.score.server import score_on_server
+from bench.settings import RunSettings
 from medlite.devices import process_memory
 from medlite.engines.engine import Engine, EngineInfo
 from medlite.engines.server.engine import OpenAIEngine
 from medlite.errors import TaskError
 from medlite.version import __version__
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. phase: "hash" and "load" count bytes, "speed" steps, "score" samples."""
-
-    phase: str
-    done: int
-    total: int
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -186,7 +177,7 @@ def score(engine: Engine, items: Sequence[tuple[Sample, Prompt]], settings: RunS
             yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
         return
     if settings.protocol == "chat":
-        yield from chat_protocol.score_chat(engine, items, reply_tokens=settings.reply_tokens)
+        yield from score_chat(engine, items, reply_tokens=settings.reply_tokens)
         return
     step = settings.n_group or len(items) or 1
     for start in range(0, len(items), step):

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.settings import MAX_TOKENS
 from medlite.engines.sampler import top_tokens
 from medlite.errors import RecordError
 
 TAIL_MASS = 1e-5
 MIN_TOKENS = 16
-MAX_TOKENS = 256  # 2 kB a question; at a vocabulary of 128 k the tail of a peaked answer is then below 1e-3
 
 
 @dataclass(frozen=True)

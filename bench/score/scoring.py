@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.ask.question import Prompt, Sample
-from bench.score.distributions import MAX_TOKENS, Distribution, compact
+from bench.score.distributions import Distribution, compact
+from bench.settings import MAX_TOKENS
 from medlite.engines.engine import Engine, Logits, LogitsRequest
 from medlite.errors import EngineError
 

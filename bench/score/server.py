@@ -6,42 +6,15 @@ of several samples are under way at once; samples come in their order.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 
-from bench.ask.chat_protocol import TemplateSource, score_chat
 from bench.ask.question import Prompt, Sample
-from bench.run.record import ArtifactFacts, RunSettings
+from bench.score.chat import score_chat
 from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, encode, predict, score_samples, unanswered
+from bench.settings import RunSettings
 from medlite.engines.server.engine import OpenAIEngine
-from medlite.errors import ContextError, RefusedError, TaskError
+from medlite.errors import ContextError, RefusedError
 
 Item = tuple[Sample, Prompt]
-
-
-def facts_of_server(engine: OpenAIEngine) -> ArtifactFacts:
-    """What is known of the model: its weights are out of reach, so no hash, and sizes only where the server says."""
-    facts = engine.facts
-    bits = 8 * facts.n_bytes / facts.n_params if facts.n_params else 0.0
-    return ArtifactFacts(
-        file_name=PurePosixPath(facts.model).name,
-        sha256="",
-        format="server",
-        model_name=facts.model,
-        recipe=facts.recipe or "unknown",
-        n_params=facts.n_params,
-        n_bytes=facts.n_bytes,
-        bits_per_weight=bits,
-    )
-
-
-def template_of_server(engine: OpenAIEngine) -> TemplateSource:
-    """The model's chat template. Raises TaskError unless the server tells it (llama-server does)."""
-    if not engine.facts.chat_template:
-        raise TaskError(
-            f"{engine.facts.dialect} does not tell the model's chat template, the chat protocol needs it",
-            hint="--protocol letters",
-        )
-    return TemplateSource(engine.facts.chat_template, engine.facts.special_tokens)
 
 
 def score_on_server(engine: OpenAIEngine, items: Sequence[Item], settings: RunSettings) -> Iterator[ScoredSample]:

@@ -191,13 +191,6 @@ class Differences:
         )
 
 
-def distance_from_json(value: dict[str, Any]) -> TextDistance:
-    """The reverse of dataclasses.asdict and JSON."""
-    plain: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items()}
-    plain |= {key: Estimate(**one) for key, one in value.items() if isinstance(one, dict)}
-    return TextDistance(**plain)
-
-
 def mean_of(values: Floats) -> Estimate:
     """Mean and standard error: sqrt(variance / (n - 1)), the variance divided by n as llama-perplexity does."""
     return Estimate(float(values.mean()), math.sqrt(float(values.var()) / max(values.size - 1, 1)))

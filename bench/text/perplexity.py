@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.compare.intervals import Interval, bootstrap_mean
+from bench.intervals import Interval, bootstrap_mean
 from bench.run.record import ArtifactFacts
 from bench.score.scoring import log_softmax
 from medlite.engines.engine import Engine, LogitsRequest

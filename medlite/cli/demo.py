@@ -10,7 +10,7 @@ from medlite.cli import print_json
 
 if TYPE_CHECKING:
     from bench.compare.summary import SummaryRow
-    from bench.run.measure import Progress
+    from bench.run.child import Progress
     from bench.run.record import RunRecord
 
 RECIPES = ("BF16", "Q8_0", "Q4_K_M", "Q2_K")
@@ -75,8 +75,8 @@ def make_artifacts(*, fresh: bool, quiet: bool) -> list[Path]:
 
 def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord":
     """The record of the artifact at `path`: the kept one if nothing it depends on changed, else a new one."""
-    from bench.run.record import RunSettings
-    from bench.run.run import run_in_child
+    from bench.run.run import RunRequest, run_task
+    from bench.settings import RunSettings
     from bench.tasks import demo
     from medlite.cli.display import progress_bar
     from medlite.demo import questions_path
@@ -95,7 +95,7 @@ def measured(path: Path, device: str, *, fresh: bool, quiet: bool) -> "RunRecord
                 n_seen = progress.done
 
         settings = RunSettings(device=device, protocol=demo.TASK.protocol)
-        return run_in_child(path, "demo", settings, out=kept, force=True, on_progress=on_progress)
+        return run_task(RunRequest(path, "demo", settings, out=kept, force=True), on_progress)
 
 
 def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":

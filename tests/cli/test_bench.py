@@ -13,7 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench.run.record import RunSettings, read_record, sample_line
+from bench.run.record import read_record, sample_line
+from bench.settings import RunSettings
 from medlite.cli import main
 from medlite.cli.bench import group as bench_cli
 from medlite.cli.bench.sweep import Wanted, kept_record, measure_artifact

@@ -6,8 +6,9 @@ import numpy as np
 
 from bench.ask.prompts import question_letters_answer
 from bench.ask.question import Sample
-from bench.run.record import ArtifactFacts, Performance, RunRecord, RunSettings, TaskFacts
+from bench.run.record import ArtifactFacts, Performance, RunRecord, TaskFacts
 from bench.score.scoring import OK, TRUNCATED, ScoredSample
+from bench.settings import RunSettings
 
 OPTIONS = ("biguanide", "sulfonylurea", "statin", "opioid")
 

@@ -1,4 +1,4 @@
-"""A measuring process whose engine is the toy one, or one that dies: what `run_in_child` must survive."""
+"""A measuring process whose engine is the toy one, or one that dies: what `run_task` must survive."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from bench.ask.prompts import question_letters_answer
-from bench.run.record import RunSettings
 from bench.run.worker import main
+from bench.settings import RunSettings
 from medlite.engines.engine import Engine
 from tests.helpers.bench_toys import make_sample
 from tests.helpers.toy_engine import ToyEngine

@@ -25,8 +25,8 @@ from pathlib import Path
 from bench.ask.question import Prompt, Sample
 from bench.run.artifacts import look_at
 from bench.run.measure import draw, score
-from bench.run.record import CONTEXT_TOKENS, RunSettings
 from bench.score.scoring import encode, plan_requests
+from bench.settings import CONTEXT_TOKENS, RunSettings
 from bench.tasks import find_task
 from bench.tasks.fetch import first_of_each_subject
 from bench.tasks.local import read_samples

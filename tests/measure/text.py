@@ -12,10 +12,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.run.record import RunSettings
-from bench.run.run import text_in_child
+from bench.settings import RunSettings
 from bench.text.distance import TextDistance
 from bench.text.perplexity import TextScore
+from bench.text.run import TextRequest, run_text
 
 N_STATEMENTS = 3000
 # What llama-perplexity prints -> the name here. Source: llama.cpp tools/perplexity/perplexity.cpp, kl_divergence().
@@ -58,10 +58,11 @@ def _number(label: str, text: str) -> tuple[float, float]:
 
 
 def ours(base: Path, candidate: Path, text: Path, n_context: int, folder: Path) -> dict[str, tuple[float, float]]:
-    """The same numbers from `bench.run.run.text_in_child`, exact."""
+    """The same numbers from `bench.text.run.run_text`, exact."""
     settings = RunSettings(n_context=n_context, device="cpu", max_tokens=0)
-    base_score, _ = text_in_child(base, text, settings, keep=folder / "base")
-    score, distance = text_in_child(candidate, text, settings, against=folder / "base")
+    base_score = run_text(TextRequest(base, text, settings, keep=folder / "base")).score
+    found = run_text(TextRequest(candidate, text, settings, against=folder / "base"))
+    score, distance = found.score, found.distance
     if distance is None:
         raise SystemExit("no distance came back")
     return {"base perplexity": (base_score.perplexity, base_score.standard_error), **as_printed(score, distance)}

@@ -12,8 +12,9 @@ from medlite.cli import print_json
 from medlite.errors import EngineError, OutputError, TaskError
 
 if TYPE_CHECKING:
-    from bench.run.measure import OnProgress, Progress
-    from bench.run.record import RunRecord, RunSettings
+    from bench.run.child import OnProgress, Progress
+    from bench.run.record import RunRecord
+    from bench.settings import RunSettings
 
 
 def run_options(function: Any) -> Any:
@@ -116,7 +117,7 @@ def run_options(function: Any) -> Any:
 
 def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
     """The settings among a command's options, for one task: its own protocol where the user names none."""
-    from bench.run.record import RunSettings
+    from bench.settings import RunSettings
     from bench.tasks import TASKS
 
     names = ("n_shots", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points", "reply_tokens")
@@ -253,10 +254,10 @@ def run_one(
     model: Path, task: str, options: dict[str, Any], *, out: Path | None, resume: bool, force: bool, quiet: bool
 ) -> "RunRecord":
     """One measurement in its own process, with a bar for each phase."""
-    from bench.run.run import run_in_child
+    from bench.run.run import RunRequest, run_task
 
     with phase_bars(f"{model.stem} {task}", quiet=quiet) as on_progress:
-        return run_in_child(
+        request = RunRequest(
             model,
             task,
             run_settings(options, task),
@@ -265,8 +266,8 @@ def run_one(
             out=out,
             resume=resume,
             force=force,
-            on_progress=on_progress,
         )
+        return run_task(request, on_progress)
 
 
 @contextmanager
@@ -305,8 +306,8 @@ def record_facts(record: "RunRecord") -> dict[str, Any]:
     """A record as JSON without its samples."""
     from dataclasses import asdict
 
-    from bench.ask.orders import order_report
     from bench.compare.compare import accuracy
+    from bench.compare.orders import order_report
 
     orders = record.settings.n_orders
     return {
@@ -324,7 +325,7 @@ def record_facts(record: "RunRecord") -> dict[str, Any]:
 
 def orders_line(record: "RunRecord") -> str:
     """What asking in several orders showed."""
-    from bench.ask.orders import order_report
+    from bench.compare.orders import order_report
 
     found = order_report(record.samples, record.settings.n_orders)
     picks = ", ".join(f"{letter} {100 * share:.0f}" for letter, share in found.picks.items())

@@ -13,7 +13,8 @@ from medlite.cli.bench.run import phase_bars, run_options, run_settings, wanted_
 from medlite.errors import RecipeError, RecordError
 
 if TYPE_CHECKING:
-    from bench.run.record import RunRecord, RunSettings
+    from bench.run.record import RunRecord
+    from bench.settings import RunSettings
 
 FLOOR_GROUP = 32  # questions a call of the rerun: another order of batches than RunSettings.n_group gives
 
@@ -59,7 +60,7 @@ def command(
     """Quantize SOURCE at several recipes, measure each, compare with the first. SOURCE: a checkpoint, or demo."""
     from bench.compare.floor import noise_floors
     from bench.compare.runs import compare_runs
-    from bench.reports import Report
+    from bench.reports.content import Report
     from medlite.cli.display import stderr
 
     quiet = form != "table"
@@ -166,12 +167,12 @@ def kept_record(file: Path, artifact_sha256: str, wanted: Wanted) -> "RunRecord 
 
 def run_one(path: Path, file: Path, wanted: Wanted, *, quiet: bool) -> "RunRecord":
     """One measurement in its own process; it goes on from an unfinished part, or begins anew if that is of another."""
-    from bench.run.run import run_in_child
+    from bench.run.run import RunRequest, run_task
     from medlite.cli.display import stderr
 
     def run(resume: bool) -> "RunRecord":
         with phase_bars(f"{file.parent.name} {wanted.task}", quiet=quiet) as on_progress:
-            return run_in_child(
+            request = RunRequest(
                 path,
                 wanted.task,
                 wanted.settings,
@@ -180,8 +181,8 @@ def run_one(path: Path, file: Path, wanted: Wanted, *, quiet: bool) -> "RunRecor
                 out=file,
                 resume=resume,
                 force=True,
-                on_progress=on_progress,
             )
+            return run_task(request, on_progress)
 
     try:
         record = run(resume=True)

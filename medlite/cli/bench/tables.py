@@ -11,8 +11,8 @@ from medlite.files import format_bytes
 if TYPE_CHECKING:
     from bench.ask.question import Task
     from bench.compare.compare import Comparison
-    from bench.compare.intervals import Interval
     from bench.compare.summary import SummaryRow
+    from bench.intervals import Interval
     from bench.run.record import RunRecord
     from bench.text.distance import TextDistance
     from bench.text.perplexity import TextScore

@@ -12,9 +12,8 @@ from medlite.cli import print_json
 from medlite.cli.bench.run import phase_bars
 
 if TYPE_CHECKING:
-    from bench.run.record import RunSettings
-    from bench.text.distance import TextDistance
-    from bench.text.perplexity import TextScore
+    from bench.settings import RunSettings
+    from bench.text.run import TextResult
 
 
 @click.command(
@@ -50,7 +49,7 @@ def command(
 ) -> None:
     """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
     of probability. All as llama-perplexity defines them."""
-    from bench.run.record import RunSettings
+    from bench.settings import RunSettings
     from bench.text.distance import MAX_TOKENS
     from bench.text.perplexity import paired_difference
     from medlite.cli.bench.tables import distance_table, text_table
@@ -60,19 +59,19 @@ def command(
         n_context=n_context, device=device, n_threads=n_threads, max_tokens=0 if exact else MAX_TOKENS
     )
     results = measure_texts(file, models, settings, quiet=as_json)
-    scores, distances = [score for score, _ in results], [distance for _, distance in results[1:] if distance]
+    scores, distances = [one.score for one in results], [one.distance for one in results[1:] if one.distance]
     differences = [paired_difference(scores[0], score) for score in scores[1:]]
     if as_json:
         print_json(
             [
                 {
-                    **asdict(score),
-                    "perplexity": score.perplexity,
-                    "standard_error": score.standard_error,
+                    **asdict(one.score),
+                    "perplexity": one.score.perplexity,
+                    "standard_error": one.score.standard_error,
                     "difference_nats": asdict(d) if d else None,
-                    "distance": asdict(distance) if distance else None,
+                    "distance": asdict(one.distance) if one.distance else None,
                 }
-                for (score, distance), d in zip(results, [None, *differences], strict=True)
+                for one, d in zip(results, [None, *differences], strict=True)
             ]
         )
         return
@@ -83,28 +82,21 @@ def command(
         stderr.print("[yellow]warning:[/yellow] KL is only known to lie between the bounds shown; --exact knows it")
 
 
-def measure_texts(
-    file: Path, models: Sequence[str], settings: "RunSettings", *, quiet: bool
-) -> "list[tuple[TextScore, TextDistance | None]]":
+def measure_texts(file: Path, models: Sequence[str], settings: "RunSettings", *, quiet: bool) -> "list[TextResult]":
     """Each model's score, and from the second on the distance from the first, one model in memory at a time."""
-    from bench.run.run import text_in_child
+    from bench.text.run import TextRequest, run_text
     from medlite.files import cache_folder
     from medlite.models.registry import resolve_model
 
-    results: list[tuple[TextScore, TextDistance | None]] = []
+    results: list[TextResult] = []
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="text-", dir=cache_folder()) as folder:
         kept = Path(folder) / "baseline" if len(models) > 1 else None
         for path in map(resolve_model, models):
             with phase_bars(path.stem, quiet=quiet) as on_progress:
-                results.append(
-                    text_in_child(
-                        path,
-                        file,
-                        settings,
-                        keep=None if results else kept,
-                        against=kept if results else None,
-                        on_progress=on_progress,
-                    )
+                first = not results
+                request = TextRequest(
+                    path, file, settings, keep=kept if first else None, against=None if first else kept
                 )
+                results.append(run_text(request, on_progress))
     return results

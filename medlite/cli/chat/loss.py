@@ -169,7 +169,7 @@ def baselines(own: dict[str, Any], headers: dict[Path, dict[str, Any]]) -> list[
 def loss_between(baseline: "RunRecord", candidate: "RunRecord") -> Loss:
     """The loss as `medlite bench compare` computes it. Raises RecordError if the two cannot be compared."""
     from bench.compare.compare import check_comparable, credits_of, label, paired_loss
-    from bench.compare.intervals import N_RESAMPLES
+    from bench.intervals import N_RESAMPLES
 
     check_comparable(baseline, candidate)
     measure, clusters = baseline.task.measure, [sample.cluster for sample in baseline.samples]

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.ask.chat_protocol import builder_for, parse_reply, score_chat, template_of_header, user_text
+from bench.ask.chat_protocol import builder_for, parse_reply, template_of_header, user_text
 from bench.ask.question import Prompt
 from bench.compare.compare import UNKNOWN, compare
 from bench.run.measure import prepare
-from bench.run.record import RunSettings
+from bench.score.chat import score_chat
 from bench.score.scoring import TRUNCATED, UNPARSED
+from bench.settings import RunSettings
 from medlite.errors import RecordError, TaskError
 from medlite.formats.gguf import read_header
 from tests.helpers.bench_toys import make_sample, record_of

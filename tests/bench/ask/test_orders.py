@@ -4,13 +4,15 @@ from collections import Counter
 
 import pytest
 
-from bench.ask.orders import in_orders, order_report, rotate
+from bench.ask.orders import in_orders, rotate
 from bench.ask.prompts import question_letters_answer
 from bench.ask.question import Sample
 from bench.compare.compare import accuracy, compare
+from bench.compare.orders import order_report
 from bench.run.measure import prepare
-from bench.run.record import RunSettings, TaskFacts
+from bench.run.record import TaskFacts
 from bench.score.scoring import TRUNCATED, ScoredSample, score_samples
+from bench.settings import RunSettings
 from bench.tasks import find_task
 from medlite.errors import RecordError, TaskError
 from tests.helpers.bench_toys import make_sample

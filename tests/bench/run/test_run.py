@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from bench.compare.compare import compare
-from bench.run.measure import Progress, draw
-from bench.run.record import RunSettings, read_record, sample_line
-from bench.run.run import run_in_child
+from bench.run.child import Progress
+from bench.run.measure import draw
+from bench.run.record import read_record, sample_line
+from bench.run.run import RunRequest, run_task
+from bench.settings import RunSettings
 from medlite.errors import ArtifactError, EngineError, MedliteError, OutputError, TaskError
 from medlite.files import part_path
 from tests.helpers.bench_toys import OPTIONS, make_sample
@@ -51,7 +53,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_real_engine_is_measured_from_file_to_record(model: Path, questions: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    record = run_in_child(model, "local", data=questions, out=tmp_path / "run.jsonl", on_progress=seen.append)
+    record = run_task(RunRequest(model, "local", data=questions, out=tmp_path / "run.jsonl"), seen.append)
     assert record.complete
     assert (record.task.name, record.task.n_samples) == ("local:drugs.jsonl", 12)
     assert [s.id for s in record.samples] == [f"q{i}" for i in range(12)]
@@ -69,16 +71,16 @@ def test_a_real_engine_is_measured_from_file_to_record(model: Path, questions: P
 
 
 def test_two_runs_of_one_file_are_equal_to_the_last_digit(model: Path, questions: Path) -> None:
-    one, two = (run_in_child(model, "local", FAST, data=questions) for _ in range(2))
+    one, two = (run_task(RunRequest(model, "local", FAST, data=questions)) for _ in range(2))
     assert [sample_line(s) for s in one.samples] == [sample_line(s) for s in two.samples]
     assert compare(one, two).flips == ()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(model: Path, questions: Path, tmp_path: Path) -> None:
-    whole = run_in_child(model, "local", FAST, data=questions, out=tmp_path / "whole.jsonl")
+    whole = run_task(RunRequest(model, "local", FAST, data=questions, out=tmp_path / "whole.jsonl"))
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     part_path(tmp_path / "run.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:40])
-    resumed = run_in_child(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl", resume=True)
+    resumed = run_task(RunRequest(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl", resume=True))
     assert [sample_line(s) for s in resumed.samples] == [sample_line(s) for s in whole.samples]
     assert resumed.performance.n_scored == 12 - 3
     assert any("resumed" in note for note in resumed.performance.notes)
@@ -126,22 +128,22 @@ def test_a_run_that_was_killed_goes_on_and_equals_an_uninterrupted_one(
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     resumed = read_record(out)
-    whole = run_in_child(model, "local", resumed.settings, data=many)
+    whole = run_task(RunRequest(model, "local", resumed.settings, data=many))
     assert resumed.performance.n_scored == 1800 - n_kept + n_kept % resumed.settings.n_group
     assert [sample_line(s) for s in resumed.samples] == [sample_line(s) for s in whole.samples]
     assert dataclasses.replace(resumed, performance=whole.performance, samples=whole.samples) == whole
 
 
 def test_a_finished_record_is_not_overwritten(model: Path, questions: Path, tmp_path: Path) -> None:
-    run_in_child(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl")
+    run_task(RunRequest(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl"))
     with pytest.raises(OutputError, match="exists already"):
-        run_in_child(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl")
+        run_task(RunRequest(model, "local", FAST, data=questions, out=tmp_path / "run.jsonl"))
 
 
 def test_a_model_that_returns_nan_fails_loudly(questions: Path, tmp_path: Path) -> None:
     poisoned = write_tiny_gguf(tmp_path / "poisoned.gguf", poison=True)
     with pytest.raises(EngineError, match="NaN or infinite"):
-        run_in_child(poisoned, "local", FAST, data=questions)
+        run_task(RunRequest(poisoned, "local", FAST, data=questions))
 
 
 @pytest.mark.parametrize(
@@ -151,11 +153,11 @@ def test_an_error_of_the_child_arrives_as_itself(
     model: Path, questions: Path, artifact: str, task: str, error: type[MedliteError]
 ) -> None:
     with pytest.raises(error):
-        run_in_child(model.with_name(artifact), task, FAST, data=questions)
+        run_task(RunRequest(model.with_name(artifact), task, FAST, data=questions))
 
 
 def test_noise_on_the_childs_stdout_does_not_disturb(model: Path, questions: Path) -> None:
-    record = run_in_child(model, "local", FAST, data=questions, worker="tests.helpers.toy_worker")
+    record = run_task(RunRequest(model, "local", FAST, data=questions), worker="tests.helpers.toy_worker")
     assert [s.correct for s in record.samples][::2] == [True] * 6
 
 
@@ -165,7 +167,7 @@ def test_noise_on_the_childs_stdout_does_not_disturb(model: Path, questions: Pat
 )
 def test_a_child_that_dies_is_reported_with_its_reason(model: Path, questions: Path, seed: int, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        run_in_child(model, "local", RunSettings(seed=seed), data=questions, worker="tests.helpers.toy_worker")
+        run_task(RunRequest(model, "local", RunSettings(seed=seed), data=questions), worker="tests.helpers.toy_worker")
 
 
 def test_a_limit_draws_a_seeded_sample_in_file_order() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.run.record import RunSettings
-from bench.run.run import text_in_child
+from bench.settings import RunSettings
 from bench.text.distance import (
     QUANTILES,
     BaselineWriter,
@@ -20,6 +19,7 @@ from bench.text.distance import (
     tokens_to_keep,
 )
 from bench.text.perplexity import Chunks, chunks, nats_of, scored_blocks
+from bench.text.run import TextRequest, run_text
 from medlite.errors import EngineError, RecordError
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.helpers.toy_engine import N_VOCAB, ToyEngine
@@ -122,10 +122,12 @@ def test_a_model_that_cuts_the_text_otherwise_has_no_kl(tmp_path: Path, cut: Chu
 def test_a_model_that_returns_nan_fails_loudly(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 2)
     with pytest.raises(EngineError, match="NaN"):
-        text_in_child(
-            write_tiny_gguf(tmp_path / "poisoned.gguf", poison=True),
-            tmp_path / "text.txt",
-            RunSettings(n_context=64, device="cpu"),
+        run_text(
+            TextRequest(
+                write_tiny_gguf(tmp_path / "poisoned.gguf", poison=True),
+                tmp_path / "text.txt",
+                RunSettings(n_context=64, device="cpu"),
+            )
         )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.run.record import ArtifactFacts, RunSettings
-from bench.run.run import text_in_child
+from bench.run.record import ArtifactFacts
 from bench.score.scoring import log_softmax
+from bench.settings import RunSettings
 from bench.text.perplexity import TextScore, chunks, nats_of, paired_difference, read_text, scored_blocks, text_score
+from bench.text.run import TextRequest, run_text
 from medlite.engines.engine import LogitsRequest
 from medlite.errors import RecordError, TaskError
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -77,11 +78,13 @@ def test_a_real_file_is_scored_in_a_process_of_its_own(tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "text.txt").write_text(TEXT * 4)
     settings = RunSettings(n_context=64, device="cpu", max_tokens=0)
-    found, none = text_in_child(model, tmp_path / "text.txt", settings, keep=tmp_path / "kept")
-    assert none is None
+    kept = run_text(TextRequest(model, tmp_path / "text.txt", settings, keep=tmp_path / "kept"))
+    found = kept.score
+    assert kept.distance is None
     assert 1 < found.perplexity < 5000  # random weights do worse than guessing among 321 tokens
     assert found.n_scored == 31
-    again, distance = text_in_child(model, tmp_path / "text.txt", settings, against=tmp_path / "kept")
+    second = run_text(TextRequest(model, tmp_path / "text.txt", settings, against=tmp_path / "kept"))
+    again, distance = second.score, second.distance
     assert paired_difference(found, again).value == 0.0
     assert distance is not None
     assert distance.exact
@@ -96,4 +99,4 @@ def test_the_last_newline_is_left_out_as_llama_perplexity_does(tmp_path: Path) -
 def test_a_text_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TaskError, match=r"bad.txt: cannot be read as UTF-8"):
-        text_in_child(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "bad.txt")
+        run_text(TextRequest(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "bad.txt"))

@@ -11,11 +11,13 @@ import pytest
 from bench.ask.prompts import question_letters_answer
 from bench.ask.question import Prompt
 from bench.compare.compare import compare
+from bench.run.artifacts import facts_of_server, template_of_server
 from bench.run.measure import Output, Subject, measure, prepare
-from bench.run.record import RunRecord, RunSettings, read_record
+from bench.run.record import RunRecord, read_record
 from bench.run.worker import open_server
 from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, score_samples
-from bench.score.server import facts_of_server, score_on_server, template_of_server
+from bench.score.server import score_on_server
+from bench.settings import RunSettings
 from bench.tasks import find_task
 from medlite.engines.server.engine import OpenAIEngine, open_openai
 from medlite.engines.server.http import KEY_VARIABLE, WAITS_SECONDS, JsonClient, parse_address

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare.compare import paired_loss
-from bench.compare.intervals import (
+from bench.compare.verdict import INFERIOR, NON_INFERIOR, judge
+from bench.intervals import (
     Interval,
     bootstrap_mean,
     cluster_means,
@@ -16,7 +17,6 @@ from bench.compare.intervals import (
     resampled_means,
     wilson,
 )
-from bench.compare.verdict import INFERIOR, NON_INFERIOR, judge
 
 
 @pytest.mark.parametrize(
