@@ -1,17 +1,25 @@
 """What a report is made of: the evidence of one task, read once, tables of text cells, and how numbers are written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from bench.compare.calibration import Calibration, calibrate
 from bench.compare.compare import Divergence
 from bench.compare.floor import NoiseFloor
-from bench.compare.intervals import Interval
 from bench.compare.runs import TaskComparison
 from bench.compare.safety import Marked, marked_flips
+from bench.intervals import Interval
 from bench.run.record import RunRecord
 
 NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a document shows: the comparisons, task by task, and the noise floor of a task where it was measured."""
+
+    tasks: Sequence[TaskComparison]
+    floors: Mapping[str, NoiseFloor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

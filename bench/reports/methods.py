@@ -1,8 +1,8 @@
 """Versions, hashes, seeds: what makes the numbers of a report repeatable."""
 
 from bench.compare.compare import label
-from bench.compare.intervals import LEVEL
 from bench.compare.runs import POOLED, TaskComparison
+from bench.intervals import LEVEL
 from bench.reports.content import in_points
 from bench.run.record import RunRecord
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from bench.compare.calibration import Calibration, coverage_at_risk
 from bench.compare.compare import Comparison, Flip, accuracy, label
 from bench.compare.floor import NoiseFloor, within_floor
-from bench.compare.intervals import Interval, holm
 from bench.compare.published import ATTAINABLE, EVIDENCES, Published
 from bench.compare.runs import POOLED, TaskComparison
 from bench.compare.safety import count_topics
 from bench.compare.verdict import NON_INFERIOR
+from bench.intervals import Interval, holm
 from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, in_points, number, p_value, points
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.score.scoring import ScoredSample

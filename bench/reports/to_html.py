@@ -1,20 +1,16 @@
 """A report as one HTML file: no network, no script, light and dark, printable."""
 
 from html import escape
-from typing import TYPE_CHECKING
 
 from bench.compare.floor import NoiseFloor
 from bench.compare.published import published_beside
 from bench.compare.runs import TaskComparison
 from bench.compare.safety import Marked
-from bench.reports.content import Table, evidence_of, turned
+from bench.reports.content import Report, Table, evidence_of, turned
 from bench.reports.methods import method_lines
 from bench.reports.plots import all_plots
 from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
 from bench.reports.to_markdown import option
-
-if TYPE_CHECKING:
-    from bench.reports import Report
 
 # Colours: Okabe and Ito 2008 (distinguishable with colour blindness), lightened for the dark page.
 STYLE = """
@@ -64,7 +60,7 @@ KINDS = {"right_to_wrong": "turned wrong", "wrong_to_other_wrong": "wrong in ano
 # fmt: on
 
 
-def to_html(report: "Report") -> str:
+def to_html(report: Report) -> str:
     """The page: the verdicts, then task by task everything behind them."""
     names = ", ".join(one.task for one in report.tasks)
     body = [

@@ -2,28 +2,25 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bench.compare.calibration import Calibration, coverage_at_risk
 from bench.compare.compare import label, per_question_kl
-from bench.compare.intervals import holm
 from bench.compare.published import published_beside
 from bench.compare.runs import TaskComparison
 from bench.compare.safety import count_topics, marked_flips
-from bench.reports.content import Evidence, evidence_of
+from bench.intervals import holm
+from bench.reports.content import Evidence, Report, evidence_of
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
 from bench.run.record import RunRecord
 
-if TYPE_CHECKING:
-    from bench.reports import Report
-
 SHARES = np.linspace(0, 1, 101)  # where curves are given: every percent of the questions
 
 
-def to_json(report: "Report") -> str:
+def to_json(report: Report) -> str:
     """The report as an object: tasks, each with its baseline, candidates, comparisons and noise floor; then what is
     published of the same models."""
     tasks = [task_json(evidence_of(one, report.floors.get(one.task))) for one in report.tasks]

@@ -1,21 +1,16 @@
 """A report as Markdown, for a model card."""
 
-from typing import TYPE_CHECKING
-
 from bench.ask.question import LETTERS
 from bench.compare.published import published_beside
 from bench.compare.safety import Marked
-from bench.reports.content import Table, evidence_of, turned
+from bench.reports.content import Report, Table, evidence_of, turned
 from bench.reports.methods import method_lines
 from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
-
-if TYPE_CHECKING:
-    from bench.reports import Report
 
 MOST_QUESTIONS = 20  # listed in full; the HTML report and the JSON have them all
 
 
-def to_markdown(report: "Report") -> str:
+def to_markdown(report: Report) -> str:
     """The verdicts first, then every table of every task, the questions that turned wrong, the methods."""
     parts = [
         "# What the low bits cost",

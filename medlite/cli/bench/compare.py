@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from bench.compare.runs import TaskComparison
-    from bench.reports import Report
+    from bench.reports.content import Report
 
 
 @click.command(
@@ -65,7 +65,7 @@ def command(
     """What each of RUNS lost against BASELINE. Each is a record, or a folder with a record a task."""
     from bench.compare.floor import noise_floors
     from bench.compare.runs import compare_runs, read_runs
-    from bench.reports import Report
+    from bench.reports.content import Report
 
     check_report(report)
     base = read_runs(baseline)
@@ -77,7 +77,7 @@ def command(
 
 def check_report(path: Path | None) -> None:
     """Raise OutputError now, not after everything was measured, if the report could not be written."""
-    from bench.reports import report_form
+    from bench.reports.forms import report_form
     from medlite.files import check_writable
 
     if path:
@@ -87,7 +87,7 @@ def check_report(path: Path | None) -> None:
 
 def show_report(found: "Report", path: Path | None, form: str) -> None:
     """Print the comparisons in the asked form, and write the report file."""
-    from bench.reports import REPORTS, render, report_form
+    from bench.reports.forms import REPORTS, render, report_form
     from medlite.cli.display import stderr, stdout
     from medlite.files import write_text_whole
 
@@ -111,8 +111,8 @@ def show_report(found: "Report", path: Path | None, form: str) -> None:
 
 def show_tables(found: "Sequence[TaskComparison]") -> None:
     """Two tables a task: cost and accuracy, then distance and verdict; and what follows in a sentence."""
-    from bench.compare.intervals import holm
     from bench.compare.summary import summary_rows
+    from bench.intervals import holm
     from bench.reports.tables import answer_line
     from medlite.cli.bench.tables import comparison_table, verdict_table
     from medlite.cli.display import stdout

@@ -14,7 +14,8 @@ from bench.compare.compare import compare
 from bench.compare.floor import differences, noise_floor, noise_floors, within_floor
 from bench.compare.runs import POOLED, compare_runs, pool, read_runs
 from bench.compare.safety import RULES, count_topics, marked_flips, matched_terms
-from bench.reports import REPORTS, Report, render, report_form
+from bench.reports.content import Report
+from bench.reports.forms import REPORTS, render, report_form
 from bench.reports.tables import answer_line
 from bench.run.record import RunRecord
 from bench.score.scoring import score_samples
