@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "medlite.version": (),
     "medlite.errors": (),
     "medlite.files": ("medlite.version", "medlite.errors"),
-    "medlite.memo": ("medlite.errors", "medlite.files"),
+    "medlite.memo": ("medlite.errors", "medlite.files", "medlite.formats"),
     "medlite.offline": (),
     "medlite.devices": ("medlite.errors", "medlite.files"),
     "medlite.native": ("medlite.errors",),
@@ -77,7 +77,7 @@ PENDING_CIRCLES = {
     "quantize.source.checkpoint",
     "quantize.source.torch_bin",
 }
-PENDING_ROOMS = {"medlite.memo", "medlite.native", "quantize.match"}
+PENDING_ROOMS = {"medlite.native", "quantize.match"}
 
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "sentencepiece", "matplotlib"}

@@ -6,7 +6,6 @@ task's row, or where that is not known the one that was written down when the fi
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from pathlib import Path
 from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.local import read_samples
 from medlite.errors import TaskError
-from medlite.files import HASH_BLOCK_BYTES, cache_folder, file_sha256, write_json_whole
+from medlite.files import HASH_BLOCK_BYTES, cache_folder, file_sha256
+from medlite.memo import Memo
 
 CONTENT_NAME = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-HASHES_NAME = "sha256.json"  # in the cache: file -> its SHA-256 when it was first fetched
+HASHES = Memo("datasets/sha256", str, most=4096)  # file -> its SHA-256 when it was first fetched
 
 
 def load(
@@ -69,7 +69,7 @@ def fetch_file(file: HubFile, task_name: str) -> Path:
         )
     known = known_sha256(file)
     if known is None:
-        _keep_sha256(file, found)
+        HASHES.put({_key(file): found})
     elif found != known:
         raise TaskError(f"{path}: sha256 {found}, {known} was needed", hint=hint)
     return path
@@ -77,7 +77,7 @@ def fetch_file(file: HubFile, task_name: str) -> Path:
 
 def known_sha256(file: HubFile) -> str | None:
     """The file's SHA-256: from the task's row, else as it was when the file was first fetched here, else None."""
-    return file.sha256 or _kept_sha256().get(_key(file))
+    return file.sha256 or HASHES.read().get(_key(file))
 
 
 def git_blob_sha1(path: Path) -> str:
@@ -87,22 +87,6 @@ def git_blob_sha1(path: Path) -> str:
         while block := handle.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _kept_sha256() -> dict[str, str]:
-    path = _folder() / HASHES_NAME
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: no JSON: {error}", hint="delete it: the next fetch keeps them anew") from error
-    return {str(key): str(one) for key, one in value.items()} if isinstance(value, dict) else {}
-
-
-def _keep_sha256(file: HubFile, sha256: str) -> None:
-    _folder().mkdir(parents=True, exist_ok=True)
-    write_json_whole(_folder() / HASHES_NAME, {**_kept_sha256(), _key(file): sha256})
 
 
 def _key(file: HubFile) -> str:

@@ -26,10 +26,10 @@ from medlite.engines.llamacpp.memory import read_shape
 from medlite.errors import EngineError
 from medlite.files import format_bytes
 from medlite.fit.memory import (
+    HISTORY,
     USED_TOKENS,
     Measured,
     decode_tokens_per_second,
-    history_path,
     predict_memory,
     reading_names,
     remember,
@@ -57,7 +57,7 @@ def main() -> None:
         return
     for path in options.files:
         print(line(measure(path, options.context, options.threads, options.tokens, options.kv)), flush=True)
-    print(f"kept in {history_path()}")
+    print(f"kept in {HISTORY.path}")
 
 
 def run_model(path: Path, n_context: int, n_threads: int, n_tokens: int, kv_type: str) -> dict[str, Any]:

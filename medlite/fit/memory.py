@@ -4,11 +4,8 @@ Pure arithmetic on what `medlite.engines.llamacpp.memory` estimates before a loa
 `python -m medlite.fit.check` compares it with a loaded model, and the differences on this machine are kept.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from medlite.engines.llamacpp.memory import (
     CELL_PADDING,
@@ -20,9 +17,9 @@ from medlite.engines.llamacpp.memory import (
     kv_bytes_per_token,
     n_cells_for,
 )
-from medlite.files import cache_folder, write_json_whole
 from medlite.fit.speed import MEMORY_KEY, attention_key
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo
+from medlite.memo import Memo
 
 N_BATCH = 512  # as medlite.engines.llamacpp.engine
 STANDARD_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
@@ -174,25 +171,15 @@ class Measured:
         return self.measured_tokens_per_second / self.predicted_tokens_per_second - 1
 
 
-def history_path() -> Path:
-    """Where the comparisons of this machine are kept."""
-    return cache_folder() / "fit.json"
+HISTORY = Memo("fit", Measured)  # the comparisons of this machine, by what was measured
 
 
 def read_history() -> list[Measured]:
-    """The kept comparisons, oldest first; none where the file is missing or of another version."""
-    try:
-        return [Measured(**row) for row in json.loads(history_path().read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return []
+    """The kept comparisons, oldest first."""
+    return list(HISTORY.read().values())
 
 
 def remember(measured: Measured) -> None:
     """Keep a comparison in place of an earlier one of the same file, context and threads."""
-
-    def key(row: Measured) -> tuple[Any, ...]:
-        return row.model, row.n_bytes, row.n_context, row.n_threads
-
-    rows = [row for row in read_history() if key(row) != key(measured)]
-    history_path().parent.mkdir(parents=True, exist_ok=True)
-    write_json_whole(history_path(), [vars(row) for row in (*rows, measured)])
+    key = f"{measured.model}; {measured.n_bytes} bytes; {measured.n_context} tokens; {measured.n_threads} threads"
+    HISTORY.put({key: measured})

@@ -6,11 +6,10 @@ bytes. A processor reads ahead while it computes, so the lower one rules; near e
 """
 
 import ctypes
-import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,8 @@ from medlite.devices import cpu_features, cpu_name
 from medlite.engines.llamacpp import native as llama_native
 from medlite.engines.llamacpp.memory import is_repacked
 from medlite.errors import EngineError
-from medlite.files import cache_folder, write_json_whole
 from medlite.formats.gguf import GGML_TYPES, GgmlType, TensorInfo
+from medlite.memo import Memo
 
 N_COLUMNS = 4096
 KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15  # fits a last-level cache
@@ -31,6 +30,7 @@ MEMORY_KEY = "memory"
 # Two limits a and b together give (a^-n + b^-n)^(-1/n). 4 was closest to matrices of 1 GiB in Q8_0 and Q4_K, one and
 # two threads on an EPYC: within 9 %, where the lower limit alone was up to 24 % too high.
 SHARPNESS = 4
+SPEEDS = Memo("speed", float, most=4096)  # processor, threads, runtime and name -> bytes per second
 BUDGET_SECONDS = 0.6  # of one call; what it leaves unmeasured, the next call measures
 GGML_TYPE_F32 = 0
 STATUS_OK = 0  # ggml.h, enum ggml_status
@@ -212,11 +212,6 @@ def _repacking_buffer_type() -> Any:
 # --- remembered ------------------------------------------------------------------------------------------------------
 
 
-def speeds_path() -> Path:
-    """Where the measured speeds are kept."""
-    return cache_folder() / "speed.json"
-
-
 def attention_key(type_name: str, head_dim: int) -> str:
     """The name under which `bytes_per_second` knows attention over a KV cache of a ggml type."""
     return f"attention over {type_name} in heads of {head_dim}"
@@ -230,8 +225,10 @@ def bytes_per_second(
     Those that the budget leaves no time for are missing from the answer; another call measures them. fresh: measure
     all of them again, whatever the budget.
     """
-    key = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}; {MEMORY_TYPE} median"
-    known = dict(_remembered().get(key, {}))
+    here = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}; {MEMORY_TYPE} median"
+    known = {
+        key.removeprefix(f"{here}; "): speed for key, speed in SPEEDS.read().items() if key.startswith(f"{here}; ")
+    }
     wanted = list(dict.fromkeys([MEMORY_KEY, *names]))
     missing = wanted if fresh else [name for name in wanted if name not in known]
     begin = time.perf_counter()
@@ -240,8 +237,7 @@ def bytes_per_second(
             break
         known[name] = _measure(name, n_threads)
     if missing:
-        speeds_path().parent.mkdir(parents=True, exist_ok=True)
-        write_json_whole(speeds_path(), {**_remembered(), key: known})
+        SPEEDS.put({f"{here}; {name}": known[name] for name in missing if name in known})
     return {
         name: known[name]
         if name == MEMORY_KEY or ATTENTION_KEY.fullmatch(name)
@@ -262,11 +258,3 @@ def _measure(name: str, n_threads: int) -> float:
 def together(one: float, other: float) -> float:
     """The speed under two limits at once."""
     return float((one**-SHARPNESS + other**-SHARPNESS) ** (-1 / SHARPNESS))
-
-
-def _remembered() -> Mapping[str, Mapping[str, float]]:
-    try:
-        found = json.loads(speeds_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -7,19 +7,21 @@ at are the current folder, the folders that medlite wrote artifacts to, and the 
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from medlite.errors import ArtifactError, OutputError
-from medlite.files import cache_folder, write_json_whole
+from medlite.files import cache_folder
 from medlite.formats.artifact import FILE_TYPES
 from medlite.formats.onnx_folder import is_onnx_folder, read_onnx_facts
+from medlite.memo import Memo
 from medlite.models.catalog import CatalogModel, find_model, near_names, recognise
 from medlite.models.hub import REPOSITORY, cached_snapshots, hand_folder
 
 DEMO_NAME = "demo"
 COMMON_RECIPE = "Q4_K_M"
-MAX_FOLDERS = 64  # remembered, the latest first
+FOLDERS = Memo("folders", str, most=64)  # that artifacts were written to -> the latest artifact in it
 MAX_RECEIPT_BYTES = 16 << 20
 LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}$")
 FIRST_PART = re.compile(r"-00001-of-\d{5}$")
@@ -178,31 +180,14 @@ def receipt_source(path: Path) -> str:
 # --- where medlite wrote ---------------------------------------------------------------------------------------------
 
 
-def folders_path() -> Path:
-    """Where the folders that artifacts were written to are remembered."""
-    return cache_folder() / "folders.json"
-
-
 def remembered_folders() -> list[Path]:
     """The folders that medlite wrote artifacts to and that are still there, the latest first."""
-    try:
-        found = json.loads(folders_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return (
-        [Path(text) for text in found if isinstance(text, str) and Path(text).is_dir()]
-        if isinstance(found, list)
-        else []
-    )
+    return [folder for text in reversed(FOLDERS.read()) if (folder := Path(text)).is_dir()]
 
 
 def remember_folders(paths: Iterable[Path]) -> None:
     """Remember where `paths` were written, so that a model's name finds them. A cache that cannot be written is no
     error: the files can still be opened by their paths.
     """
-    folders = list(dict.fromkeys((*(path.resolve().parent for path in paths), *remembered_folders())))[:MAX_FOLDERS]
-    try:
-        folders_path().parent.mkdir(parents=True, exist_ok=True)
-        write_json_whole(folders_path(), [str(folder) for folder in folders])
-    except (OSError, OutputError):
-        return
+    with suppress(OutputError):
+        FOLDERS.put({str(path.parent): path.name for path in reversed([path.resolve() for path in paths])})

@@ -6,21 +6,21 @@ needs no package but ctypes. That takes what reading the vocabulary takes, so a 
 remembered by its size and time, and not tried again. What only the weights or a GPU can bring about is not tried.
 """
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from medlite.engines.llamacpp.native import SUPPORTED_VERSION, library, native_folder
 from medlite.errors import EngineError, OutputError
-from medlite.files import cache_folder, write_json_whole
+from medlite.memo import Memo
 
 CHILD_SECONDS = 120
-MOST_REMEMBERED = 256
+# Files that loaded well: path -> bytes, time of change in ns, llama-cpp-python.
+LOADED = Memo("loaded", tuple[int, int, str], most=256)
 LOAD_MODE_NONE = 0  # llama.h, enum llama_load_mode; a mapped file and no_alloc exclude each other
 SOURCE_LINE = re.compile(r"([\w.-]+\.(?:c|cpp|h|cu|cuh):\d+: .*)$", re.MULTILINE)
 
@@ -98,38 +98,18 @@ def try_load(path: Path) -> None:
 # --- files that were loaded before -----------------------------------------------------------------------------------
 
 
-def remembered_path() -> Path:
-    """Where the files that loaded well are kept, the latest last."""
-    return cache_folder() / "loaded.json"
-
-
-def _entry(path: Path) -> list[Any]:
+def _identity(path: Path) -> tuple[int, int, str]:
     status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns, SUPPORTED_VERSION]
-
-
-def _remembered() -> list[Any]:
-    try:
-        found = json.loads(remembered_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return found if isinstance(found, list) else []
+    return status.st_size, status.st_mtime_ns, SUPPORTED_VERSION
 
 
 def is_remembered(path: Path) -> bool:
     """Whether this very file loaded well before."""
-    return _entry(path) in _remembered()
+    return LOADED.read().get(str(path.resolve())) == _identity(path)
 
 
 def remember(path: Path) -> None:
     """Note that `path` loaded well. A cache that cannot be written is no error: the file is tried again next time."""
-    entry = _entry(path)
-    known = _remembered()
-    if entry in known:
-        return
-    latest = [*(one for one in known if isinstance(one, list) and one[:1] != entry[:1]), entry][-MOST_REMEMBERED:]
-    try:
-        remembered_path().parent.mkdir(parents=True, exist_ok=True)
-        write_json_whole(remembered_path(), latest)
-    except (OSError, OutputError):
-        return
+    if not is_remembered(path):
+        with suppress(OutputError):
+            LOADED.put({str(path.resolve()): _identity(path)})

@@ -210,7 +210,7 @@ def test_a_file_must_be_what_the_pinned_commit_calls_it(cache: Path, kind: str) 
     blob.write_bytes(raw)
     link.symlink_to(blob)
     assert len(fetch.load(PINNED)[0]) == 1
-    (cache / fetch.HASHES_NAME).unlink()
+    fetch.HASHES.path.unlink()
     blob.write_bytes(raw.replace(b"A", b"B", 1) + b" ")
     with pytest.raises(TaskError, match="is not the file of commit abababababab: sha256"):
         fetch.load(PINNED)

@@ -146,7 +146,7 @@ def test_a_reading_speed_is_measured_once_and_remembered() -> None:
     assert decode_speed.together(1.0, 1e6) == pytest.approx(1)
     assert decode_speed.together(1.0, 1.0) == pytest.approx(0.84, abs=0.01)
     assert decode_speed.bytes_per_second(["Q4_K"], 1, budget_seconds=0) == first
-    decode_speed.speeds_path().write_text("{")
+    decode_speed.SPEEDS.path.write_text("{")
     assert decode_speed.bytes_per_second(["Q4_K", "Q8_0"], 1, budget_seconds=-1) == {}
 
 

@@ -16,8 +16,8 @@ from medlite.errors import ArtifactError
 from medlite.models.catalog import find_model, read_catalog, recognise
 from medlite.models.registry import (
     FILE_NAME,
+    FOLDERS,
     artifacts_of,
-    folders_path,
     remember_folders,
     remembered_folders,
     resolve_model,
@@ -91,7 +91,7 @@ def test_a_receipt_or_a_remembered_folder_finds_what_was_renamed_or_written_else
     assert [artifact.path for artifact in artifacts_of(read_catalog()[NAME])] == [path]
     shutil.rmtree(path.parent)
     assert remembered_folders() == []
-    folders_path().write_text("{")
+    FOLDERS.path.write_text("{")
     assert remembered_folders() == []
 
 

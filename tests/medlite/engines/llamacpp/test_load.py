@@ -73,7 +73,7 @@ def test_a_file_that_loaded_well_is_tried_again_only_when_it_changed(
     os.utime(path, ns=(0, 0))
     with pytest.raises(EngineError, match="SIGABRT"):
         open_engine(path, device="cpu", n_threads=1)
-    llama_guard.remembered_path().write_text("{damaged")
+    llama_guard.LOADED.path.write_text("{damaged")
     assert not llama_guard.is_remembered(path)
     llama_guard.remember(path)
     assert llama_guard.is_remembered(path)
