@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import psutil
 
 from medlite.errors import DeviceError
+from medlite.native import requirement
 
 DEVICES = ("auto", "cpu", "cuda")
 ROOT = Path("/")  # of the file systems in which Linux describes the machine
@@ -19,7 +20,6 @@ ROOT = Path("/")  # of the file systems in which Linux describes the machine
 # Source: llama-cpp-python 0.3.36 README, the CUDA versions it publishes wheels for, newest first.
 CUDA_WHEELS = ((13, 2), (13, 0), (12, 5), (12, 4), (12, 3), (12, 2), (12, 1), (11, 8))
 WHEEL_INDEX = "https://abetlen.github.io/llama-cpp-python/whl"
-LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ def cuda_install_command(cuda_version: tuple[int, int] | None) -> str:
     """The one command that replaces a CPU-only llama-cpp-python by one for this driver's CUDA."""
     fitting = [v for v in CUDA_WHEELS if cuda_version and v[0] == cuda_version[0] and v <= cuda_version]
     if not fitting:
-        return f'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir {LLAMA_CPP_PYTHON}'
+        return f'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir {requirement()}'
     major, minor = fitting[0]
     index = f"{WHEEL_INDEX}/cu{major}{minor}"
-    return f"pip install --force-reinstall --no-deps {LLAMA_CPP_PYTHON} --extra-index-url {index}"
+    return f"pip install --force-reinstall --no-deps {requirement()} --extra-index-url {index}"
 
 
 def resolve_device(wanted: str, *, gpu_build: bool, gpus: Sequence[Gpu] | None = None) -> DeviceChoice:

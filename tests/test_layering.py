@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "medlite.files": ("medlite.version", "medlite.errors"),
     "medlite.memo": ("medlite.errors", "medlite.files", "medlite.formats"),
     "medlite.offline": (),
-    "medlite.devices": ("medlite.errors", "medlite.files"),
+    "medlite.devices": ("medlite.errors", "medlite.files", "medlite.native"),
     "medlite.native": ("medlite.errors",),
     "medlite.formats": ("medlite.version", "medlite.errors", "medlite.files"),
     "medlite.demo": (),
@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "medlite.cli": (*RUNTIME, "medlite.offline", "medlite.demo", "medlite.fit", "medlite.chat", "quantize", "bench"),
     "quantize": (*GROUND, "medlite.native"),
     "quantize.match": (*GROUND, "quantize.source", "quantize.families"),
-    "quantize.source": GROUND,
+    "quantize.source": (*GROUND, "medlite.native"),
     "quantize.families": (*GROUND, "quantize.source"),
     "quantize.kernels": GROUND,
     "quantize.stream": (
@@ -77,7 +77,7 @@ PENDING_CIRCLES = {
     "quantize.source.checkpoint",
     "quantize.source.torch_bin",
 }
-PENDING_ROOMS = {"medlite.native", "quantize.match"}
+PENDING_ROOMS = {"quantize.match"}
 
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "sentencepiece", "matplotlib"}

@@ -37,8 +37,8 @@ SHOWN_PACKAGES = ("llama-cpp-python", "gguf", "numpy", "tokenizers", "huggingfac
 # Engine -> (what is run in a process of its own and prints one JSON object; the extra that brings it, or "").
 # fmt: off
 PROBES: dict[str, tuple[str, str]] = {
-    "llamacpp": ("import json; from medlite.engines.llamacpp import native as n; n.library(); "
-                 "print(json.dumps({'version': 'llama-cpp-python ' + n.SUPPORTED_VERSION, 'gpu': n.gpu_build()}))", ""),
+    "llamacpp": ("import json; from medlite import native as n; n.library(); "
+                 "print(json.dumps({'version': n.runtime_version(), 'gpu': n.gpu_build()}))", ""),
     "ort": ("import json, os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime as o; "
             "print(json.dumps({'version': 'onnxruntime ' + o.__version__, "
             "'gpu': 'CUDAExecutionProvider' in o.get_available_providers()}))", "onnx"),
@@ -234,22 +234,22 @@ def run_probe(code: str) -> Probe:
         return Probe(failure=f"it ends the process with {name}{illegal}")
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["it ends without a word"]
-        return Probe(missing="ModuleNotFoundError" in lines[-1] or "MissingExtraError" in lines[-1], failure=lines[-1])
+        return Probe(missing="ModuleNotFoundError" in lines[-1] or "is not installed" in lines[-1], failure=lines[-1])
     return Probe(**json.loads(child.stdout.splitlines()[-1]))
 
 
 def engine_finding(engine: str, probe: Probe) -> Finding:
     """Whether an engine loads; for one that is missing, what brings it."""
-    from medlite.devices import LLAMA_CPP_PYTHON
+    from medlite.native import requirement
 
     extra = PROBES[engine][1]
-    install = f"pip install 'medlite[{extra}]'" if extra else f"pip install {LLAMA_CPP_PYTHON}"
+    install = f"pip install 'medlite[{extra}]'" if extra else f"pip install {requirement()}"
     if probe.version:
         return Finding(GOOD, engine, f"{probe.version} loads{', with GPU support' if probe.gpu else ''}")
     if probe.missing:
         return Finding(NOTE if extra else WRONG, engine, "not installed", install)
     if engine == "llamacpp" and "SIGILL" in probe.failure:
-        install = f"pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python {LLAMA_CPP_PYTHON}"
+        install = f"pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python {requirement()}"
     return Finding(WRONG, engine, probe.failure, install)
 
 

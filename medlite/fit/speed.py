@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from medlite.devices import cpu_features, cpu_name
-from medlite.engines.llamacpp import native as llama_native
 from medlite.engines.llamacpp.memory import is_repacked
 from medlite.errors import EngineError
 from medlite.formats.gguf import GGML_TYPES, GgmlType, TensorInfo
 from medlite.memo import Memo
+from medlite.native import load_ggml, runtime_version
 
 N_COLUMNS = 4096
 KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15  # fits a last-level cache
@@ -57,15 +57,7 @@ class _Ggml:
 @cache
 def _ggml() -> _Ggml:
     """libggml-base and libggml-cpu of llama-cpp-python. Raises EngineError where they are not as expected."""
-    native = llama_native.library()
-    folder = Path(str(native.__file__)).parent / "lib"
-    found = {}
-    for part in ("base", "cpu"):
-        path = next((p for p in sorted(folder.glob(f"*ggml-{part}.*")) if p.suffix in (".so", ".dylib", ".dll")), None)
-        if path is None:
-            raise EngineError(f"{folder}: no ggml-{part} library", hint="decode speed cannot be predicted here")
-        found[part] = ctypes.CDLL(str(path))
-    base, cpu = found["base"], found["cpu"]
+    base, cpu = load_ggml("ggml-base"), load_ggml("ggml-cpu")
     pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
     for library, name, result, arguments in (
         (base, "ggml_init", pointer, [_InitParams]),
@@ -225,7 +217,7 @@ def bytes_per_second(
     Those that the budget leaves no time for are missing from the answer; another call measures them. fresh: measure
     all of them again, whatever the budget.
     """
-    here = f"{cpu_name()}; {n_threads} threads; llama-cpp-python {llama_native.SUPPORTED_VERSION}; {MEMORY_TYPE} median"
+    here = f"{cpu_name()}; {n_threads} threads; {runtime_version()}; {MEMORY_TYPE} median"
     known = {
         key.removeprefix(f"{here}; "): speed for key, speed in SPEEDS.read().items() if key.startswith(f"{here}; ")
     }

@@ -4,19 +4,18 @@ Two independent implementations are compared: the Hugging Face tokenizers librar
 llama.cpp on the artifact's metadata. Weights are not read, so a plan is checked before its conversion begins.
 """
 
-import ctypes
 import datetime
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import ArtifactError, TokenizerError
+from medlite.errors import TokenizerError
 from medlite.formats.gguf import Value, pack_header, read_header
 from medlite.formats.tokenizer_json import read_tokenizer
+from medlite.native import Vocabulary, open_vocabulary
 from quantize.source.checkpoint import read_json_object
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
 from quantize.source.special_tokens import read_chat_template_file
@@ -73,7 +72,7 @@ def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityRepor
     not_checked: list[str] = []
     mismatches: list[str] = []
     n_tokens = n_prompt_tokens = 0
-    with llama_vocabulary(path) as vocabulary:
+    with open_vocabulary(path) as vocabulary:
         if source is None:
             not_checked.append(NO_TOKENIZER_JSON)
         else:
@@ -90,14 +89,12 @@ def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityRepor
     return ParityReport(n_tokens, n_prompt_tokens, tuple(not_checked), tuple(mismatches))
 
 
-def _compare(
-    source: Any, vocabulary: "Vocabulary", texts: Sequence[str], *, adds_special: bool
-) -> tuple[int, list[str]]:
+def _compare(source: Any, vocabulary: Vocabulary, texts: Sequence[str], *, adds_special: bool) -> tuple[int, list[str]]:
     """How many ids were compared, and the first difference, if any."""
     n_tokens = 0
     for text in texts:
         theirs = list(source.encode(text, add_special_tokens=adds_special).ids)
-        ours = vocabulary.tokenize(text, adds_special=adds_special)
+        ours = vocabulary.tokenize(text, add_special=adds_special, parse_special=True)
         if theirs != ours:
             place = next(
                 (i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours))
@@ -199,62 +196,3 @@ def render(template: str, messages: Sequence[Mapping[str, str]], special_tokens:
         )
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
         return None
-
-
-# --- llama.cpp -------------------------------------------------------------------------------------------------------
-
-
-class Vocabulary:
-    """llama.cpp's vocabulary of a GGUF file; from `llama_vocabulary`."""
-
-    def __init__(self, native: Any, handle: Any) -> None:
-        self._native, self._handle = native, handle
-
-    def tokenize(self, text: str, *, adds_special: bool) -> list[int]:
-        """The ids of `text`; control tokens that stand in it are taken as such."""
-        raw = text.encode("utf-8")
-        room = len(raw) + 8
-        while True:
-            buffer = (self._native.llama_token * room)()
-            n = self._native.llama_tokenize(self._handle, raw, len(raw), buffer, room, adds_special, True)
-            if n >= 0:
-                return list(buffer[:n])
-            room = -n
-
-
-@contextmanager
-def llama_vocabulary(path: Path) -> Iterator[Vocabulary]:
-    """Load only the vocabulary of a GGUF file. Raises ArtifactError with llama.cpp's reason if it refuses."""
-    import llama_cpp.llama_cpp as native
-
-    with quiet_llama() as errors:
-        parameters = native.llama_model_default_params()
-        parameters.vocab_only = True
-        model = native.llama_model_load_from_file(str(path).encode(), parameters)
-        if not model:
-            raise ArtifactError(f"{path}: llama.cpp refuses the vocabulary: {'; '.join(errors[:2]) or 'no reason'}")
-        try:
-            yield Vocabulary(native, native.llama_model_get_vocab(model))
-        finally:
-            native.llama_model_free(model)
-
-
-@contextmanager
-def quiet_llama() -> Iterator[list[str]]:
-    """Keep llama.cpp's messages off the terminal; yields its error messages. The listener before is put back."""
-    import llama_cpp.llama_cpp as native
-
-    lines: list[str] = []
-
-    @native.llama_log_callback  # type: ignore[untyped-decorator]
-    def keep(level: int, text: bytes, user_data: Any) -> None:
-        if level == 4:  # ggml.h, GGML_LOG_LEVEL_ERROR
-            lines.append(text.decode("utf-8", errors="replace").strip())
-
-    previous, previous_data = native.llama_log_callback(), ctypes.c_void_p()
-    native.llama_log_get(ctypes.byref(previous), ctypes.byref(previous_data))
-    native.llama_log_set(keep, ctypes.c_void_p(0))
-    try:
-        yield lines
-    finally:
-        native.llama_log_set(previous, previous_data)

@@ -1,37 +1,22 @@
-"""ggml's own quantizers, called in the shared library that llama-cpp-python carries. The only ctypes of quantize/.
+"""ggml's own quantizers, called in the shared library that llama-cpp-python carries.
 
-The library is opened by path, without importing llama_cpp: that import loads the whole runtime.
 ctypes releases the GIL during a call, so threads run these functions side by side.
 """
 
 import ctypes
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medlite.errors import EngineError, RecipeError
+from medlite.errors import RecipeError
 from medlite.formats.gguf import GgmlType
-
-LIBRARY_NAMES = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
-
-
-@cache
-def library_path() -> Path:
-    """Where libggml-base lies. Raises EngineError if llama-cpp-python is not installed whole."""
-    name = LIBRARY_NAMES.get(sys.platform, "libggml-base.so")
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / "lib" / name).exists():
-        return path
-    raise EngineError(f"llama-cpp-python's {name} was not found", hint="pip install --force-reinstall medlite")
+from medlite.native import load_ggml
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_path()))
+    library = load_ggml("ggml-base")
     # Source: ggml/include/ggml.h of the pinned version.
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [

@@ -3,24 +3,21 @@
     python -m tests.measure.llama_speed FILE.gguf --llama-bench PROGRAM [--rounds 6] [--threads N]
     python -m tests.measure.llama_speed FILE.gguf --draft lookup|DRAFT.gguf [--prompts FILE] [--rounds 6]
     python -m tests.measure.llama_speed FILE.gguf --guesses 1,0.8,0.6 [--rounds 6]
-    python -m tests.measure.llama_speed FILE.gguf --load [--rounds 6]
+    python -m tests.measure.llama_speed FILE.gguf --trial [--rounds 6]
 
 llama-bench: both read the same number of random tokens and write as many, greedily, with their own defaults and the
 same number of threads, in turn. The engine's figures hold all it does for a token: sampling, log-probability, text.
 Two ratios: of the fastest measurements, which other programs disturb least, and the median of the rounds' ratios.
 Draft: each prompt (a line; \\n in it is a line break) is answered plainly and with guesses, in turn; the ratio is of
 tokens per second. Guesses: the same with guesses of which that share is right, taken from the plain reply: what reading
-ahead gains on this machine by the quality of its guesses, whatever the text. Load: a file that was dropped from the
-system's cache is loaded by a fresh process, with and without reading ahead, up to its first token; and a warm one is
-tried in a child. Only ratios of one run mean something.
+ahead gains on this machine by the quality of its guesses, whatever the text. Trial: what it costs to load a file
+in a child first. Only ratios of one run mean something.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -35,10 +32,8 @@ from medlite.engines.engine import Engine, GenerationSettings, ReadsAhead
 from medlite.engines.llamacpp.drafts import GuessLength
 from medlite.engines.llamacpp.engine import LlamaCppEngine
 from medlite.engines.llamacpp.guard import try_load
-from medlite.engines.llamacpp.load import PREFETCH_VARIABLE, resident_share
-from medlite.engines.llamacpp.native import library
 from medlite.errors import EngineError
-from medlite.files import format_bytes
+from medlite.native import library
 
 N_PROMPT, N_DECODE = 512, 128  # llama-bench's defaults
 BENCH_SECONDS = 480
@@ -53,8 +48,7 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, metavar="PROGRAM")
     parser.add_argument("--draft", metavar="FILE|lookup")
     parser.add_argument("--guesses", metavar="SHARES", help="shares of right guesses, with commas between")
-    parser.add_argument("--load", action="store_true")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--trial", action="store_true")
     parser.add_argument("--prompts", type=Path, help="one prompt a line; default: two for the demo model")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
@@ -67,13 +61,10 @@ def main() -> None:
         help="to write in one measurement; fewer find a quiet moment more easily",
     )
     options = parser.parse_args()
-    if options.child:
-        print(seconds_to_first_token(options.file, options.threads))
-        return
-    if not (options.llama_bench or options.draft or options.load or options.guesses):
-        parser.error("--llama-bench PROGRAM, --draft FILE|lookup, --guesses SHARES or --load")
-    if options.load:
-        cold_loads(options.file, options.rounds, options.threads)
+    if not (options.llama_bench or options.draft or options.trial or options.guesses):
+        parser.error("--llama-bench PROGRAM, --draft FILE|lookup, --guesses SHARES or --trial")
+    if options.trial:
+        trials(options.file, options.rounds)
         return
     with closing(open_engine(options.file, engine="llamacpp", device="cpu", n_threads=options.threads)) as engine:
         print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
@@ -292,57 +283,15 @@ def by_quality_of_guesses(engine: Engine, shares: Sequence[float], n_rounds: int
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def cold_loads(path: Path, n_rounds: int, n_threads: int) -> None:
-    """Print seconds to the first token of a cold file with and without reading ahead, and what the trial costs."""
-    seconds: dict[str, list[float]] = {"0": [], "1": []}
-    seconds_to_first_token(path, n_threads)  # from here on the file counts as one that loads well
-    for number in range(n_rounds):
-        for value in ("0", "1") if number % 2 == 0 else ("1", "0"):
-            drop_from_cache(path)
-            child = subprocess.run(
-                [sys.executable, "-m", "tests.measure.llama_speed", str(path), "--child", "--threads", str(n_threads)],
-                capture_output=True,
-                text=True,
-                timeout=BENCH_SECONDS,
-                check=True,
-                env={**os.environ, PREFETCH_VARIABLE: value},
-            )
-            seconds[value].append(float(child.stdout))
-    ratios = [a / b for a, b in zip(seconds["1"], seconds["0"], strict=True)]
-    ahead, without = statistics.median(seconds["1"]), statistics.median(seconds["0"])
-    print(
-        f"{path.name}, {format_bytes(path.stat().st_size)}, cold: {ahead:.2f} s to the first token reading ahead, "
-        f"{without:.2f} s without, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f} in "
-        f"{n_rounds} rounds)",
-        flush=True,
-    )
-    trials = []
+def trials(path: Path, n_rounds: int) -> None:
+    """Print what the trial of a file in a child costs."""
+    library()
+    seconds = []
     for _ in range(n_rounds):
         begin = time.perf_counter()
         try_load(path)
-        trials.append(time.perf_counter() - begin)
-    print(f"tried in a child: {statistics.median(trials):.3f} s, once for each file")
-
-
-def drop_from_cache(path: Path) -> None:
-    """Ask the system to forget the file's pages. Raises EngineError where it keeps them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-    if resident_share(path) > 0.05:
-        raise EngineError(f"{path}: the system keeps it in memory", hint="close programs that have it open")
-
-
-def seconds_to_first_token(path: Path, n_threads: int) -> float:
-    """From the call to load until one token was written."""
-    library()
-    begin = time.perf_counter()
-    with closing(open_engine(path, engine="llamacpp", device="cpu", n_threads=n_threads, n_context=512)) as engine:
-        list(engine.generate(random_prompt(engine, 3, 0), GenerationSettings(max_tokens=1)))
-        return time.perf_counter() - begin
+        seconds.append(time.perf_counter() - begin)
+    print(f"{path.name}: tried in a child in {statistics.median(seconds):.3f} s, once for each file")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from medlite.devices import (
     resolve_device,
 )
 from medlite.errors import DeviceError
-from tests.helpers.places import ROOT
+from medlite.native import requirement
 
 GB = 10**9
 GPU = Gpu("NVIDIA H100 80GB HBM3", 80 << 30, 79 << 30, "550.54", (12, 4))
@@ -134,7 +134,7 @@ def test_without_a_driver_there_is_no_gpu_and_no_error() -> None:
 )
 def test_the_install_command_fits_the_drivers_cuda(version: tuple[int, int] | None, expected: str) -> None:
     assert expected in cuda_install_command(version)
-    assert devices.LLAMA_CPP_PYTHON in cuda_install_command(version)
+    assert requirement() in cuda_install_command(version)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,3 @@ def test_asking_for_a_gpu_that_cannot_be_used_is_an_error_with_the_way_out() -> 
     assert "pip install" in (cpu_only.value.hint or "")
     with pytest.raises(DeviceError, match="unknown device"):
         resolve_device("tpu", gpu_build=False, gpus=[])
-
-
-def test_the_pinned_runtime_is_the_one_the_install_command_names() -> None:
-    import tomllib
-
-    from medlite.engines.llamacpp.native import SUPPORTED_VERSION
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"llama-cpp-python=={SUPPORTED_VERSION}" in project["dependencies"]
-    assert f"llama-cpp-python=={SUPPORTED_VERSION}" == devices.LLAMA_CPP_PYTHON

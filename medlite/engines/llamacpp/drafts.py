@@ -160,6 +160,6 @@ def check_same_vocabulary(path: Path, small: llama_native.Model, model: llama_na
     if small.n_vocab != model.n_vocab:
         raise EngineError(f"{path}: its vocabulary has {small.n_vocab} tokens, the model's {model.n_vocab}", hint=hint)
     for token in range(model.n_vocab):
-        theirs, ours = small.token_text(token), model.token_text(token)
+        theirs, ours = small.vocabulary.text(token), model.vocabulary.text(token)
         if theirs != ours:
             raise EngineError(f"{path}: its token {token} is {theirs!r}, the model's {ours!r}", hint=hint)

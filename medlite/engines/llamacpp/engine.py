@@ -34,6 +34,7 @@ from medlite.engines.requests import check_logits_request, checked_prompt, check
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.errors import EngineError
 from medlite.formats.gguf import read_header
+from medlite.native import runtime_version
 
 
 class LlamaCppEngine:
@@ -70,22 +71,13 @@ class LlamaCppEngine:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    @property
-    def bos_text(self) -> str:
-        """The token that begins a sequence, as a template writes it; empty if there is none."""
-        return self._model.token_text(self._model.bos)
-
-    @property
-    def eos_text(self) -> str:
-        return self._model.token_text(self._model.eos)
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         self._access.check_open()
-        return self._model.tokenize(text, add_special=add_bos, parse_special=parse_special)
+        return self._model.vocabulary.tokenize(text, add_special=add_bos, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         self._access.check_open()
-        return b"".join(self._model.piece(checked_token(token, self.info)) for token in tokens)
+        return b"".join(self._model.vocabulary.piece(checked_token(token, self.info)) for token in tokens)
 
     # --- logits ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +121,8 @@ class LlamaCppEngine:
             grammar = Grammar(self._model, settings.grammar) if settings.grammar is not None else None
             try:
                 sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
-                reply = Reply(n_left, settings.stop, self._model.piece, self._model.is_end, self._access.cancelled)
+                words = self._model.vocabulary
+                reply = Reply(n_left, settings.stop, words.piece, words.is_end, self._access.cancelled)
                 yield from self._steps(sampler, reply)
             finally:
                 if grammar is not None:
@@ -243,7 +236,7 @@ def open_llamacpp(
         raise
     info = EngineInfo(
         engine="llamacpp",
-        engine_version=f"llama-cpp-python {llama_native.SUPPORTED_VERSION}",
+        engine_version=runtime_version(),
         device=placement.choice.device,
         device_name=placement.choice.device_name,
         model_name=str(header.get("general.name") or path.stem),

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.engines.gbnf import ROOT, check_gbnf
-from medlite.engines.llamacpp.native import Model, failure, library
+from medlite.engines.llamacpp.native import Model
+from medlite.native import failure, library
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama.h, llama_token_data
 FEW_TOKENS = 1024  # more are looked up in a table, which takes 0.3 s to make at 128k tokens
@@ -25,7 +26,7 @@ class Grammar:
         check_gbnf(text)
         native = library()
         self._model, self._pending = model, b""  # the first bytes of a character that is not whole yet
-        self.pointer = native.llama_sampler_init_grammar(model.vocabulary, text.encode(), ROOT.encode())
+        self.pointer = native.llama_sampler_init_grammar(model.vocabulary.pointer, text.encode(), ROOT.encode())
         if not self.pointer:
             raise failure("llama.cpp does not take the grammar", "a simpler one, with fewer repetitions, may do")
         self._array = native.llama_token_data_array()
@@ -49,15 +50,15 @@ class Grammar:
         return allowed
 
     def _writes_text(self, token: int) -> bool:
-        if self._model.is_end(token):
+        if self._model.vocabulary.is_end(token):
             return not self._pending
-        piece = self._model.piece(token)
+        piece = self._model.vocabulary.piece(token)
         return bool(piece) and unfinished(self._pending + piece) is not None
 
     def accept(self, token: int) -> None:
         """Move on by a token that is allowed; llama.cpp would end the process for another."""
         library().llama_sampler_accept(self.pointer, token)
-        self._pending = unfinished(self._pending + self._model.piece(token)) or b""
+        self._pending = unfinished(self._pending + self._model.vocabulary.piece(token)) or b""
 
     def free(self) -> None:
         if self.pointer:
@@ -68,11 +69,12 @@ class Grammar:
 def text_tokens(model: Model) -> NDArray[np.bool_]:
     """Which tokens may begin a text or end it; made once for each model."""
     if model.text_tokens is None:
-        pieces = ((token, model.piece(token)) for token in range(model.n_vocab))
+        words = model.vocabulary
+        pieces = ((token, words.piece(token)) for token in range(words.n_tokens))
         model.text_tokens = np.fromiter(
-            ((bool(piece) and unfinished(piece) is not None) or model.is_end(token) for token, piece in pieces),
+            ((bool(piece) and unfinished(piece) is not None) or words.is_end(token) for token, piece in pieces),
             dtype=np.bool_,
-            count=model.n_vocab,
+            count=words.n_tokens,
         )
     return model.text_tokens
 

@@ -14,9 +14,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from medlite.engines.llamacpp.native import SUPPORTED_VERSION, library, native_folder
 from medlite.errors import EngineError, OutputError
 from medlite.memo import Memo
+from medlite.native import library, library_path, requirement
 
 CHILD_SECONDS = 120
 # Files that loaded well: path -> bytes, time of change in ns, llama-cpp-python.
@@ -25,7 +25,7 @@ LOAD_MODE_NONE = 0  # llama.h, enum llama_load_mode; a mapped file and no_alloc 
 SOURCE_LINE = re.compile(r"([\w.-]+\.(?:c|cpp|h|cu|cuh):\d+: .*)$", re.MULTILINE)
 
 # The parameters come as bytes, since their layout is known only to llama-cpp-python. Structs of this size are passed in
-# memory whatever their fields are (System V and Windows x64, AAPCS64).
+# memory whatever their fields are (System V, AAPCS64).
 CHILD = """
 import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
@@ -64,14 +64,13 @@ def try_load(path: Path) -> None:
     for_context.n_ctx = for_context.n_batch = for_context.n_ubatch = 512
     if len(bytes(for_model)) % 8 or len(bytes(for_context)) % 8:
         return
-    shared = next((p for p in sorted(native_folder().glob("*llama.*")) if p.suffix in (".so", ".dylib", ".dll")), None)
     command = [
         sys.executable,
         "-I",
         "-S",
         "-c",
         CHILD,
-        str(shared),
+        str(library_path("llama")),
         str(path),
         bytes(for_model).hex(),
         bytes(for_context).hex(),
@@ -100,7 +99,7 @@ def try_load(path: Path) -> None:
 
 def _identity(path: Path) -> tuple[int, int, str]:
     status = path.stat()
-    return status.st_size, status.st_mtime_ns, SUPPORTED_VERSION
+    return status.st_size, status.st_mtime_ns, requirement()
 
 
 def is_remembered(path: Path) -> bool:

@@ -1,14 +1,11 @@
-"""llama.cpp as Python objects: its model, context, vocabulary and batches. Only files named llama_ call it.
+"""llama.cpp as Python objects: its model, context and batches.
 
-llama-cpp-python 0.3.36 is pinned, since its ctypes layer mirrors C structs that change between versions. Its
-high-level class is not used: it keeps n_context x n_vocab logits, and its log-probabilities are slow and shifted
-(abetlen/llama-cpp-python issue 1983).
+llama-cpp-python's high-level class is not used: it keeps n_context x n_vocab logits, and its log-probabilities are slow
+and shifted (abetlen/llama-cpp-python issue 1983).
 """
 
 import ctypes
 import os
-import re
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,32 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.engines.engine import Logits
-from medlite.engines.llamacpp import abort as llama_abort
 from medlite.engines.llamacpp.memory import MAX_SEQUENCES
-from medlite.errors import EngineError, MissingExtraError
+from medlite.errors import EngineError
+from medlite.native import Vocabulary, failure, forget_log, library, logged_buffers
 
-SUPPORTED_VERSION = "0.3.36"
-N_LOG_LINES = 40
 MAX_ROWS = 1024
 GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml.h, enum ggml_type
 FLASH_ATTENTION_AUTO = -1  # llama.h, enum llama_flash_attn_type: where the device has it
-LOG_INFO, LOG_ERROR = 2, 4  # ggml.h, enum ggml_log_level
 
 DECODE_OK, DECODE_ABORTED = 0, 2  # llama.h, llama_decode
-
-# libgomp's threads spin for about 10 ms at a barrier before they sleep, and a token passes hundreds of barriers. Beside
-# other programs a spinning thread keeps the core from the one it waits for: on 2 busy cores a 1B model decoded 0.5 to
-# 1.2 tokens/s. With a short spin it decodes 10 to 15 there. Read once, when libgomp is loaded (libgomp manual,
-# GOMP_SPINCOUNT); a user's own OMP_WAIT_POLICY or GOMP_SPINCOUNT wins.
-SPIN_COUNT = "1000"
-
-# "llama_kv_cache:        CPU KV buffer size =    32.00 MiB"
-BUFFER_LINE = re.compile(r":\s*(\S+)\s+(model|KV|RS|output|compute) buffer size =\s*([\d.]+) MiB")
-
-_log_lines: deque[str] = deque(maxlen=N_LOG_LINES)
-_buffers: dict[str, int] = {}
-_log_callback: Any = None
-_library: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,63 +35,6 @@ class ContextSettings:
     n_outputs: int
     n_threads: int
     kv_type: str
-
-
-def library() -> Any:
-    """The ctypes layer of llama-cpp-python, loaded once, its errors kept to explain a failure instead of printed."""
-    global _library, _log_callback
-    if _library is not None:
-        return _library
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    try:
-        import llama_cpp
-        import llama_cpp.llama_cpp as native
-    except ImportError as error:
-        raise MissingExtraError("llama-cpp-python", "llamacpp") from error
-    except (OSError, RuntimeError) as error:
-        raise EngineError(
-            f"llama-cpp-python does not load: {error}",
-            hint=f"pip install --force-reinstall llama-cpp-python=={SUPPORTED_VERSION}",
-        ) from error
-    if llama_cpp.__version__ != SUPPORTED_VERSION:
-        raise EngineError(
-            f"llama-cpp-python is {llama_cpp.__version__}, medlite needs {SUPPORTED_VERSION}",
-            hint=f"pip install llama-cpp-python=={SUPPORTED_VERSION}",
-        )
-    llama_abort.install(Path(str(native.__file__)).parent / "lib")
-    _log_callback = native.llama_log_callback(_keep_log)
-    native.llama_log_set(_log_callback, ctypes.c_void_p(0))
-    native.llama_backend_init()
-    _library = native
-    return native
-
-
-def native_folder() -> Path:
-    """The folder of llama.cpp's shared libraries."""
-    return Path(str(library().__file__)).parent / "lib"
-
-
-def _keep_log(level: int, text: bytes, _user_data: Any) -> None:
-    if level == LOG_ERROR:
-        _log_lines.append(text.decode("utf-8", errors="replace").strip())
-    elif level == LOG_INFO and b"buffer size" in text:
-        found = BUFFER_LINE.search(text.decode("utf-8", errors="replace"))
-        if found:
-            name = f"{found[1]} {found[2]}"
-            _buffers[name] = _buffers.get(name, 0) + int(float(found[3]) * (1 << 20))
-
-
-def gpu_build() -> bool:
-    """Whether this llama-cpp-python can place layers on a GPU."""
-    return bool(library().llama_supports_gpu_offload())
-
-
-def failure(what: str, hint: str) -> EngineError:
-    """An EngineError with the native library's own reason: the first error it logged, without its function's name."""
-    reasons = [line.split(": ", 1)[-1] for line in _log_lines if line]
-    _log_lines.clear()
-    return EngineError(f"{what}: {reasons[0]}" if reasons else what, hint=hint)
 
 
 class Model:
@@ -129,73 +52,21 @@ class Model:
             return True
 
         parameters.progress_callback = native.llama_progress_callback(report)
-        _log_lines.clear()
-        _buffers.clear()
+        forget_log()
         self.pointer = native.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:
             raise failure(
                 f"{path}: llama.cpp cannot load it",
                 "the architecture may be newer than this llama.cpp, or the file incomplete",
             )
-        self.buffer_bytes = dict(_buffers)
-        self.vocabulary = native.llama_model_get_vocab(self.pointer)
-        self.n_vocab = int(native.llama_vocab_n_tokens(self.vocabulary))
-        self._pieces: dict[int, bytes] = {}  # asked for again and again, and slow to ask for
-        self._ends: dict[int, bool] = {}
-        self.text_tokens: NDArray[np.bool_] | None = None  # of llama_grammar, once it needs them
+        self.buffer_bytes = logged_buffers()
+        self.vocabulary = Vocabulary(self.pointer)
+        self.n_vocab = self.vocabulary.n_tokens
+        self.text_tokens: NDArray[np.bool_] | None = None  # of grammar.py, once it needs them
         # A recurrent state cannot be cut back to a prefix.
         self.can_rewind = not (
             native.llama_model_is_recurrent(self.pointer) or native.llama_model_is_hybrid(self.pointer)
         )
-
-    def token_text(self, token: int) -> str:
-        """The vocabulary's entry of a token, as a template names it; empty for no token (-1)."""
-        return library().llama_vocab_get_text(self.vocabulary, token).decode("utf-8", "replace") if token >= 0 else ""
-
-    @property
-    def bos(self) -> int:
-        return int(library().llama_vocab_bos(self.vocabulary))
-
-    @property
-    def eos(self) -> int:
-        return int(library().llama_vocab_eos(self.vocabulary))
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`."""
-        native, raw = library(), text.encode("utf-8", errors="replace")
-        size = len(raw) + 8
-        buffer = (ctypes.c_int32 * size)()
-        n = native.llama_tokenize(self.vocabulary, raw, len(raw), buffer, size, add_special, parse_special)
-        if n < 0:
-            size = -n
-            buffer = (ctypes.c_int32 * size)()
-            n = native.llama_tokenize(self.vocabulary, raw, len(raw), buffer, size, add_special, parse_special)
-        if n < 0:
-            raise EngineError(f"text of {len(raw)} bytes cannot be tokenized")
-        return list(buffer[:n])
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; a control token has none."""
-        found = self._pieces.get(token)
-        if found is None:
-            found = self._pieces[token] = self._read_piece(token)
-        return found
-
-    def _read_piece(self, token: int) -> bytes:
-        native = library()
-        buffer = ctypes.create_string_buffer(64)
-        n = native.llama_token_to_piece(self.vocabulary, token, buffer, 64, 0, False)
-        if n < 0:
-            buffer = ctypes.create_string_buffer(-n)
-            n = native.llama_token_to_piece(self.vocabulary, token, buffer, -n, 0, False)
-        return buffer.raw[:n]
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends a turn or a text; a vocabulary may have several."""
-        found = self._ends.get(token)
-        if found is None:
-            found = self._ends[token] = bool(library().llama_vocab_is_eog(self.vocabulary, token))
-        return found
 
     def free(self) -> None:
         if self.pointer:
@@ -220,12 +91,11 @@ class Context:
         parameters.kv_unified = True
         parameters.n_seq_max = MAX_SEQUENCES
         parameters.no_perf = True
-        _log_lines.clear()
-        _buffers.clear()
+        forget_log()
         self.pointer = native.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
-        self.buffer_bytes = dict(_buffers)
+        self.buffer_bytes = logged_buffers()
         self.n_vocab, self.settings = model.n_vocab, settings
         self._rows: dict[int | None, Logits] = {}
         # The library's own binding makes a typed pointer of each address, which takes longer than the call.
@@ -283,7 +153,7 @@ class Context:
 
     def save_sequence(self, path: Path, sequence: int, tokens: Sequence[int]) -> int:
         """Write the cache of a sequence and its tokens to `path`; the bytes written. Raises EngineError."""
-        _log_lines.clear()
+        forget_log()
         n_bytes = library().llama_state_seq_save_file(
             self.pointer, os.fsencode(path), sequence, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens)
         )
@@ -296,7 +166,7 @@ class Context:
 
         llama.cpp trusts parts of the file: give it only files that are known to be its own.
         """
-        _log_lines.clear()
+        forget_log()
         tokens, n_tokens = (ctypes.c_int32 * n_most)(), ctypes.c_size_t()
         if not library().llama_state_seq_load_file(
             self.pointer, os.fsencode(path), sequence, tokens, n_most, ctypes.byref(n_tokens)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, resolve_device
 from medlite.engines.llamacpp import memory as llama_memory
-from medlite.engines.llamacpp import native as llama_native
 from medlite.engines.llamacpp.sequence import N_BATCH
 from medlite.errors import DeviceError
+from medlite.native import gpu_build
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Placement:
 def place(shape: llama_memory.ModelShape, device: str, n_context: int | None, kv_type: str) -> Placement:
     """Device, context and layers for a model of `shape`, before anything is loaded."""
     gpus = find_gpus() if device != "cpu" else ()
-    choice = resolve_device(device, gpu_build=llama_native.gpu_build(), gpus=gpus)
+    choice = resolve_device(device, gpu_build=gpu_build(), gpus=gpus)
     free_gpu_bytes = gpus[0].n_bytes_free if choice.device == "cuda" else 0
     n_context = llama_memory.choose_context(shape, n_context, kv_type, available_memory() + free_gpu_bytes, N_BATCH)
     need = llama_memory.estimate(shape, n_context, kv_type, N_BATCH)

@@ -76,15 +76,6 @@ class OrtEngine:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    @property
-    def bos_text(self) -> str:
-        """The token that begins a sequence, as a template writes it; empty if there is none."""
-        return self._facts.special_tokens.get("bos_token", "")
-
-    @property
-    def eos_text(self) -> str:
-        return self._facts.special_tokens.get("eos_token", "")
-
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         self._access.check_open()
         return self._tokenizer.encode(text, add_bos=add_bos, parse_special=parse_special)

@@ -16,7 +16,7 @@ import tokenizers
 from medlite.formats.chat_template import ChatTemplate, Message, special_tokens
 from medlite.formats.gguf import read_header
 from medlite.models.catalog import PROMPT_FORMATS, CatalogModel, read_catalog
-from quantize.source.parity import llama_vocabulary
+from medlite.native import open_vocabulary
 from quantize.source.tokenizer import CONTROL, UNKNOWN
 from tests.helpers.chat_templates import MESSAGES, TEMPLATES
 from tests.helpers.tiny_vocabularies import sentencepiece_json
@@ -76,7 +76,7 @@ def check(name: str, source: str) -> None:
     """Every conversation under `source` becomes the same tokens."""
     path, theirs = MODELS / f"ggml-vocab-{name}.gguf", tokenizer(name)
     template = ChatTemplate(source, special_tokens(read_header(path)))
-    with llama_vocabulary(path) as vocabulary:
+    with open_vocabulary(path) as vocabulary:
         for conversation in CONVERSATIONS:
             if conversation[0][0] == "system" and not template.takes_system:
                 continue
@@ -89,7 +89,7 @@ def check(name: str, source: str) -> None:
                     tokenize=True,
                     return_dict=False,
                 )
-                assert vocabulary.tokenize(ours, adds_special=False) == wanted
+                assert vocabulary.tokenize(ours, add_special=False, parse_special=True) == wanted
 
 
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in PUBLISHED.items() for file in files])

@@ -1,6 +1,5 @@
 """The check that an artifact still reads text as its checkpoint does: it passes what is equal and names what is not."""
 
-import ctypes
 import json
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,7 @@ from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import open_checkpoint
-from quantize.source.parity import (
-    NO_TEMPLATE,
-    NO_TOKENIZER_JSON,
-    REFUSES_ALL,
-    check_metadata,
-    check_tokenizer,
-    llama_vocabulary,
-    quiet_llama,
-    render,
-)
+from quantize.source.parity import NO_TEMPLATE, NO_TOKENIZER_JSON, REFUSES_ALL, check_metadata, check_tokenizer, render
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
 from quantize.stream.writer import Output, write_gguf
 from tests.helpers.tiny_families import FAMILIES, make_family
@@ -171,22 +161,6 @@ def test_a_vocabulary_that_llama_cpp_refuses_is_an_error(tmp_path: Path) -> None
     metadata = metadata_of(folder) | {"tokenizer.ggml.pre": Value(Kind.STRING, "no-such-pre-tokenizer")}
     with pytest.raises(ArtifactError, match="unknown pre-tokenizer type"):
         check_metadata(metadata, folder)
-
-
-def test_the_listener_of_llama_cpps_messages_is_put_back(tmp_path: Path) -> None:
-    """An engine in the same process keeps hearing why its models fail."""
-    import llama_cpp.llama_cpp as native
-
-    heard: list[bytes] = []
-    listener = native.llama_log_callback(lambda level, text, data: heard.append(text))
-    with quiet_llama():  # whatever listened before comes back at the end
-        native.llama_log_set(listener, ctypes.c_void_p(0))
-        with quiet_llama() as errors, pytest.raises(ArtifactError), llama_vocabulary(tmp_path / "missing.gguf"):
-            pass
-        assert heard == []
-        assert errors == []
-        native.llama_model_load_from_file(b"missing.gguf", native.llama_model_default_params())
-        assert heard
 
 
 def test_the_texts_are_in_composed_form() -> None:

@@ -1,4 +1,4 @@
-"""A file that crashes llama.cpp costs a child process and not the caller; a cold file is read ahead in order."""
+"""A file that crashes llama.cpp costs a child process and not the caller."""
 
 import os
 import subprocess
@@ -9,9 +9,7 @@ import gguf
 import pytest
 
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings
 from medlite.engines.llamacpp import guard as llama_guard
-from medlite.engines.llamacpp import load as llama_load
 from medlite.errors import EngineError
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -83,52 +81,10 @@ def test_the_last_words_of_llama_cpp_name_the_work(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
     code = (
         "from pathlib import Path\nfrom medlite.engines import open_engine\n"
-        "from medlite.engines.llamacpp import native\n"
+        "from medlite import native\n"
         f"open_engine(Path({str(path)!r}), device='cpu', n_threads=1)\n"
         f"native.library()._lib.ggml_abort(b'/far/away/ops.cpp', 12, b'fatal %s', b'error')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode < 0
     assert "medlite: llama.cpp gave up while computing with tiny.gguf: ops.cpp:12: fatal error" in done.stderr
-
-
-def test_a_cold_file_is_read_ahead_and_a_resident_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDLITE_PREFETCH", "1")
-    path = tmp_path / "file"
-    path.write_bytes(os.urandom(1 << 22))
-    assert llama_load.resident_share(path) == 1
-    read: list[Path] = []
-    original = llama_load._read
-    monkeypatch.setattr(llama_load, "_read", lambda file, stop: (read.append(file), original(file, stop)))
-    with llama_load.read_ahead(path):
-        pass
-    assert read == []
-    monkeypatch.setattr(llama_load, "resident_share", lambda _path: 0.5)
-    with llama_load.read_ahead(path):
-        pass
-    assert read == [path]
-    for name, value in (("MEDLITE_PREFETCH", ""), ("", "")):
-        with monkeypatch.context() as patched:
-            if name:
-                patched.setenv(name, value)
-            else:
-                patched.setattr(llama_load, "available_memory", lambda: 1 << 20)
-            with llama_load.read_ahead(path):
-                pass
-    assert read == [path]
-    with pytest.raises(FileNotFoundError), llama_load.read_ahead(tmp_path / "missing"):
-        pass
-
-
-def test_reading_ahead_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    answers = []
-    for value in ("0", "1"):
-        monkeypatch.setenv("MEDLITE_PREFETCH", value)
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-        with open_engine(path, device="cpu", n_threads=1) as engine:  # type: ignore[attr-defined]
-            answers.append([step.token for step in engine.generate([1, 2, 3], GenerationSettings(max_tokens=5))])
-    assert answers[0] == answers[1]

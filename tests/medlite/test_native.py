@@ -1,0 +1,102 @@
+"""llama.cpp's libraries: found in one place, of the pinned version, and what is missing is named with what mends it."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from medlite.engines import open_engine
+from medlite.errors import ArtifactError, EngineError
+from medlite.native import library_path, open_vocabulary, requirement, runtime_version
+from tests.helpers.places import ROOT
+from tests.helpers.tiny_gguf import write_tiny_gguf
+
+SOURCES = [path for package in ("medlite", "quantize", "bench") for path in (ROOT / package).rglob("*.py")]
+# Who may call C. A fault there ends the process, so it is few files, each for one library.
+CTYPES = {
+    "medlite/native.py",
+    "medlite/offline.py",
+    "medlite/fit/speed.py",
+    "medlite/engines/llamacpp/native.py",
+    "medlite/engines/llamacpp/grammar.py",
+    "quantize/stream/ggml.py",
+    "quantize/kernels/__init__.py",
+}
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def importers(package: str) -> set[str]:
+    """The files of the library that import `package`, anywhere in them."""
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            if any(name.split(".")[0] == package for name in names):
+                found.add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_the_pin_is_read_from_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert requirement() in project["dependencies"]
+    assert runtime_version() == requirement().replace("==", " ")
+
+
+def test_the_libraries_are_found_without_loading_the_runtime() -> None:
+    assert library_path("llama").is_file()
+    code = "import sys; from medlite.native import load_ggml; load_ggml('ggml-base'); print('llama_cpp' in sys.modules)"
+    assert run(code).strip() == "False"
+
+
+@pytest.mark.parametrize("call", ["library()", "library_path('llama')"])
+def test_without_llama_cpp_python_the_hint_installs_the_pinned_one(call: str) -> None:
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None\nfrom medlite.errors import EngineError\n"
+        f"from medlite import native\ntry: native.{call}\nexcept EngineError as error: print(error, '|', error.hint)"
+    )
+    assert run(code).strip() == f"llama-cpp-python is not installed | pip install {requirement()}"
+
+
+def test_another_version_is_refused() -> None:
+    """Its structs may differ from those that the program passes."""
+    code = (
+        "import llama_cpp; llama_cpp.__version__ = '0.0.1'\nfrom medlite.errors import EngineError\n"
+        "from medlite import native\ntry: native.library()\nexcept EngineError as error: print(error, '|', error.hint)"
+    )
+    assert run(code).strip() == (
+        f"llama-cpp-python is 0.0.1, medlite needs {requirement()} | pip install {requirement()}"
+    )
+
+
+def test_a_check_of_a_vocabulary_leaves_the_engine_its_ears(tmp_path: Path) -> None:
+    """Both listen to one log: an engine in the same process still reports why its own model fails."""
+    with (
+        pytest.raises(ArtifactError, match=r"llama\.cpp refuses the vocabulary"),
+        open_vocabulary(tmp_path / "none.gguf"),
+    ):
+        pass
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
+    with pytest.raises(EngineError, match=r"tensor 'blk\.0\.attn_q\.weight' not found"):
+        open_engine(path, device="cpu", n_threads=1)
+
+
+def test_llama_cpp_is_imported_in_one_place() -> None:
+    assert importers("llama_cpp") == {"medlite/native.py"}
+
+
+def test_few_files_call_c() -> None:
+    assert importers("ctypes") == CTYPES
