@@ -44,13 +44,13 @@ _callbacks: list[Any] = []  # the native side holds only pointers
 
 @cache
 def requirement() -> str:
-    """llama-cpp-python as medlite's own metadata pins it: "llama-cpp-python==0.3.36"."""
+    """llama-cpp-python, with its version, as the metadata of medlite pins it: "llama-cpp-python==..."."""
     (pin,) = (row for row in metadata.requires("medlite") or () if row.startswith(f"{PACKAGE}=="))
     return pin
 
 
 def runtime_version() -> str:
-    """The pinned runtime, for records and banners: "llama-cpp-python 0.3.36"."""
+    """The pinned runtime, for records and banners: "llama-cpp-python ..."."""
     return requirement().replace("==", " ")
 
 

@@ -66,7 +66,7 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
 def test_a_control_token_is_no_text_whatever_its_name(model: Model) -> None:
     grammar = Grammar(model, "root ::= [^!]*")
     header = model.vocabulary.tokenize("<|start_header_id|>", add_special=False, parse_special=True)
-    end = model.tokenize("<|eot_id|>", add_special=False, parse_special=True)
-    letter = model.tokenize("a", add_special=False, parse_special=False)
+    end = model.vocabulary.tokenize("<|eot_id|>", add_special=False, parse_special=True)
+    letter = model.vocabulary.tokenize("a", add_special=False, parse_special=False)
     assert [grammar.allows(token) for token in (*header, *end, *letter)] == [False, True, True]
     grammar.free()

@@ -197,7 +197,7 @@ def takes(model: Model, grammar_text: str, text: str) -> bool:
     grammar = Grammar(model, grammar_text)
     try:
         for letter in text:
-            (token,) = model.tokenize(letter, add_special=False, parse_special=False)
+            (token,) = model.vocabulary.tokenize(letter, add_special=False, parse_special=False)
             if not grammar.allows(token):
                 return False
             grammar.accept(token)
