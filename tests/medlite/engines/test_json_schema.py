@@ -201,7 +201,8 @@ def takes(model: Model, grammar_text: str, text: str) -> bool:
             if not grammar.allows(token):
                 return False
             grammar.accept(token)
-        return grammar.allows(model.eos)
+        (end,) = model.vocabulary.tokenize("<|eot_id|>", add_special=False, parse_special=True)
+        return grammar.allows(end)
     finally:
         grammar.free()
 
