@@ -217,7 +217,7 @@ def test_only_the_command_line_draws(path: Path) -> None:
         if hit := {name.split(".")[0] for name in names} & TERMINAL_ONLY:
             assert own.startswith("medlite.cli"), f"{own} imports {hit}; only medlite.cli draws and prints"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            assert own.startswith(("medlite.cli", "medlite.demo", "medlite.fit.check")), f"{path}:{node.lineno} prints"
+            assert own.startswith(("medlite.cli", "medlite.demo")), f"{path}:{node.lineno} prints"
 
 
 def test_heavy_packages_are_imported_where_they_are_used() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medlite.cli import print_json
+from medlite.cli.params import json_option
 
 if TYPE_CHECKING:
     from medlite.models.catalog import CatalogModel
@@ -26,7 +27,7 @@ Examples:
   medlite models --json""",
 )
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print the catalogue as JSON.")
+@json_option("Print the catalogue as JSON.")
 def command(name: str | None, as_json: bool) -> None:
     """List the models that medlite knows, with the size of their files at some recipes.
 
@@ -52,10 +53,12 @@ def command(name: str | None, as_json: bool) -> None:
 
 def file_sizes(model: "CatalogModel", recipes: tuple[str, ...] = SHOWN_RECIPES) -> dict[str, int]:
     """Recipe -> bytes of the GGUF file."""
-    from medlite.cli.fit import recipe_candidates
     from medlite.models.catalog import hf_config
+    from quantize.gguf.outline import Outline
+    from quantize.gguf.recipes import RECIPES
 
-    return {candidate.recipe: candidate.n_file_bytes for candidate in recipe_candidates(hf_config(model), recipes)}
+    outline = Outline(hf_config(model))
+    return {name: outline.header(RECIPES[name]).n_file_bytes for name in recipes}
 
 
 @dataclass(frozen=True)

@@ -1,135 +1,97 @@
-"""Compare the predictions of `medlite fit` with loaded models, and keep the differences for it to print.
+"""How far predictions are off: a file is loaded, its memory and speed are compared, and the differences are kept.
 
-    python -m medlite.fit.check FILE.gguf ... [--context 2048] [--threads N] [--tokens 8]
-
-Each file is loaded in a process of its own, reads a prompt and writes tokens, on the CPU. Memory: the most that the
-process held until the first tokens stood. Speed: rounds of tokens, and between them the speeds are measured from which
-a prediction is made, since other programs and other guests of the same host change both; medians of the rounds.
---threads 1 counts processor time instead of wall time, so that work of this machine's other programs counts on neither
-side.
+The file is loaded in a process of its own, reads a prompt and writes tokens, on the CPU. Memory: the most that the
+process held until the first token. Speed: rounds of tokens, and between them the speeds are measured from which a
+prediction is made, since other programs and other guests of the same host change both; medians of the rounds. With one
+thread processor time counts instead of wall time, so that work of this machine's other programs counts on neither side.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medlite.devices import physical_cores, process_memory
+from medlite.devices import process_memory
 from medlite.engines import open_engine
 from medlite.engines.engine import GeneratedToken, GenerationSettings
 from medlite.engines.llamacpp.memory import read_shape
-from medlite.errors import EngineError
-from medlite.files import format_bytes
-from medlite.fit.memory import (
-    HISTORY,
-    USED_TOKENS,
-    Measured,
-    decode_tokens_per_second,
-    predict_memory,
-    reading_names,
-    remember,
-)
+from medlite.errors import EngineError, MedliteError
+from medlite.fit.decode import USED_TOKENS, decode_tokens_per_second, reading_names
+from medlite.fit.memory import predict_memory
 from medlite.fit.speed import bytes_per_second, clock_for
 from medlite.formats.artifact import describe
 from medlite.formats.gguf import Header, read_header
+from medlite.formats.json import decode_json
+from medlite.memo import Memo
 
-CHILD_SECONDS = 1800
-ROUNDS = 5
-
-
-def main() -> None:
-    """Measure the files named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m medlite.fit.check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--tokens", type=int, default=8, help=f"of each of {ROUNDS} rounds")
-    parser.add_argument("--kv", default="f16")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(run_model(options.files[0], options.context, options.threads, options.tokens, options.kv)))
-        return
-    for path in options.files:
-        print(line(measure(path, options.context, options.threads, options.tokens, options.kv)), flush=True)
-    print(f"kept in {HISTORY.path}")
+N_CONTEXT = 2048
+N_ROUNDS = 5
+N_STEPS = 1 + N_ROUNDS  # of which `measure` reports the end: the load, then each round
 
 
-def run_model(path: Path, n_context: int, n_threads: int, n_tokens: int, kv_type: str) -> dict[str, Any]:
-    """Peak bytes of this process, and for each round the predicted and the measured tokens per second."""
-    with closing(open_engine(path, device="cpu", n_context=n_context, n_threads=n_threads, kv_type=kv_type)) as engine:
-        n_prompt = max(1, min(USED_TOKENS, n_context - ROUNDS * n_tokens - 2))
-        prompt = [(37 * i + 11) % (engine.info.n_vocab // 2) for i in range(n_prompt)]
-        # Greedy, the default: drawing from 128,000 tokens takes time that is no decoding.
-        steps = engine.generate(prompt, GenerationSettings(max_tokens=ROUNDS * n_tokens + 1))
-        next(steps)
-        peak, header = process_memory().peak, read_header(path)
-        rounds = []
-        before = predicted_now(header, n_threads, kv_type, n_prompt)
-        for _ in range(ROUNDS):
-            measured = tokens_per_second(steps, n_tokens, n_threads)
-            after = predicted_now(header, n_threads, kv_type, n_prompt)
-            rounds.append((statistics.geometric_mean((before, after)), measured))
-            before = after
-    return {"peak_bytes": peak, "rounds": rounds}
+@dataclass(frozen=True)
+class CheckSettings:
+    """How a file is loaded and run. n_tokens: of each round."""
+
+    n_threads: int
+    n_context: int = N_CONTEXT
+    kv_type: str = "f16"
+    n_tokens: int = 8
 
 
-def tokens_per_second(steps: Iterator[GeneratedToken], n_tokens: int, n_threads: int) -> float:
-    """The speed of the next `n_tokens`, by the median. Raises EngineError if the text ends before."""
-    clock, seconds = clock_for(n_threads), []
-    for _ in range(n_tokens):
-        begin = clock()
-        step = next(steps, None)
-        seconds.append(clock() - begin)
-        if step is None or step.finish == "stop":
-            raise EngineError("the model ended its text", hint="fewer --tokens")
-    return 1 / statistics.median(seconds)
+@dataclass(frozen=True)
+class Measured:
+    """One comparison on this machine. Errors are measured / predicted - 1."""
+
+    model: str
+    n_bytes: int
+    n_context: int
+    n_threads: int
+    predicted_peak_bytes: int
+    measured_peak_bytes: int
+    predicted_tokens_per_second: float
+    measured_tokens_per_second: float
+
+    @property
+    def memory_error(self) -> float:
+        return self.measured_peak_bytes / self.predicted_peak_bytes - 1
+
+    @property
+    def speed_error(self) -> float:
+        return self.measured_tokens_per_second / self.predicted_tokens_per_second - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as data, with its errors."""
+        return asdict(self) | {"memory_error": self.memory_error, "speed_error": self.speed_error}
 
 
-def predicted_now(header: Header, n_threads: int, kv_type: str, n_used: int) -> float:
-    """Tokens per second as `medlite fit` predicts them, from speeds measured at this moment."""
-    shape = read_shape(header)
-    reading = bytes_per_second(reading_names(header, shape, kv_type), n_threads, fresh=True)
-    return decode_tokens_per_second(header, shape, kv_type, reading, n_used, n_threads) or 0.0
+# --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def measure(path: Path, n_context: int, n_threads: int, n_tokens: int, kv_type: str) -> Measured:
-    """The comparison for one file, which is remembered. Raises EngineError if the model does not run."""
+def measure(path: Path, settings: CheckSettings, on_step: Callable[[int], None] = lambda n: None) -> Measured:
+    """The comparison for one file, which is kept. Raises EngineError if the model does not run.
+
+    on_step: told 1 after each of N_STEPS steps.
+    """
     header = read_header(path)
-    n_context = min(n_context, read_shape(header).n_context_trained or n_context)
-    command = [
-        sys.executable,
-        "-m",
-        "medlite.fit.check",
-        str(path),
-        "--child",
-        "--context",
-        str(n_context),
-        "--threads",
-        str(n_threads),
-        "--tokens",
-        str(n_tokens),
-        "--kv",
-        kv_type,
-    ]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=CHILD_SECONDS, check=False)
-    if child.returncode != 0:
-        raise EngineError(f"{path}: {child.stderr.strip().splitlines()[-1]}")
-    found = json.loads(child.stdout.splitlines()[-1])
-    predicted, measured = (statistics.median(column) for column in zip(*found["rounds"], strict=True))
+    shape = read_shape(header)
+    settings = replace(settings, n_context=min(settings.n_context, shape.n_context_trained or settings.n_context))
+    (peak_bytes,), *rounds = _answers_of_child(path, settings, on_step)
+    predicted, measured = (statistics.median(column) for column in zip(*rounds, strict=True))
     artifact = describe(path, header)
     row = Measured(
         model=f"{artifact.name} {artifact.recipe}",
         n_bytes=artifact.n_bytes,
-        n_context=n_context,
-        n_threads=n_threads,
-        predicted_peak_bytes=predict_memory(read_shape(header), n_context, kv_type).peak_resident,
-        measured_peak_bytes=int(found["peak_bytes"]),
+        n_context=settings.n_context,
+        n_threads=settings.n_threads,
+        predicted_peak_bytes=predict_memory(shape, settings.n_context, settings.kv_type).peak_resident,
+        measured_peak_bytes=int(peak_bytes),
         predicted_tokens_per_second=predicted,
         measured_tokens_per_second=measured,
     )
@@ -137,15 +99,106 @@ def measure(path: Path, n_context: int, n_threads: int, n_tokens: int, kv_type: 
     return row
 
 
-def line(row: Measured) -> str:
-    """One comparison as a line of text."""
+def _answers_of_child(path: Path, settings: CheckSettings, on_step: Callable[[int], None]) -> list[list[float]]:
+    """What `run_model` yields, from a process of its own: one that imported a caller's tools would hold them too."""
+    command = [sys.executable, "-m", "medlite.fit.check", str(path), json.dumps(asdict(settings))]
+    answers: list[list[float]] = []
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as child,
+    ):
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                answers.append(decode_json(line, list[float], EngineError, where=str(path)))
+                on_step(1)
+        except BaseException:
+            child.kill()
+            raise
+        if child.wait() != 0 or len(answers) != N_STEPS:
+            stderr.seek(0)
+            said = stderr.read().strip().splitlines() or [f"the process ended with code {child.returncode}"]
+            raise EngineError(f"{path}: {said[-1]}")
+    return answers
+
+
+def run_model(path: Path, settings: CheckSettings) -> Iterator[list[float]]:
+    """The peak bytes of this process, then for each round the predicted and the measured tokens per second."""
+    n_context, n_threads, kv_type = settings.n_context, settings.n_threads, settings.kv_type
+    with closing(open_engine(path, device="cpu", n_context=n_context, n_threads=n_threads, kv_type=kv_type)) as engine:
+        n_prompt = max(1, min(USED_TOKENS, n_context - N_ROUNDS * settings.n_tokens - 2))
+        prompt = [(37 * i + 11) % (engine.info.n_vocab // 2) for i in range(n_prompt)]
+        # Greedy, the default: drawing from 128,000 tokens takes time that is not decoding.
+        steps = engine.generate(prompt, GenerationSettings(max_tokens=N_ROUNDS * settings.n_tokens + 1))
+        next(steps)
+        peak, header = process_memory().peak, read_header(path)
+        yield [peak]
+        before = predicted_now(header, settings, n_prompt)
+        for _ in range(N_ROUNDS):
+            measured = tokens_per_second(steps, settings)
+            after = predicted_now(header, settings, n_prompt)
+            yield [statistics.geometric_mean((before, after)), measured]
+            before = after
+
+
+def tokens_per_second(steps: Iterator[GeneratedToken], settings: CheckSettings) -> float:
+    """The speed of the next tokens, by the median. Raises EngineError if the text ends before."""
+    clock, seconds = clock_for(settings.n_threads), []
+    for _ in range(settings.n_tokens):
+        begin = clock()
+        step = next(steps, None)
+        seconds.append(clock() - begin)
+        if step is None or step.finish == "stop":
+            raise EngineError("the model ended its text before its speed was measured")
+    return 1 / statistics.median(seconds)
+
+
+def predicted_now(header: Header, settings: CheckSettings, n_used: int) -> float:
+    """Tokens per second as `medlite fit` predicts them, from speeds measured at this moment."""
+    shape = read_shape(header)
+    reading = bytes_per_second(reading_names(header, shape, settings.kv_type), settings.n_threads, fresh=True)
+    return decode_tokens_per_second(header, shape, settings.kv_type, reading, n_used, settings.n_threads) or 0.0
+
+
+# --- past error ------------------------------------------------------------------------------------------------------
+
+
+HISTORY = Memo("fit", Measured)  # the comparisons of this machine, by what was measured
+
+
+def read_history() -> list[Measured]:
+    """The kept comparisons, oldest first."""
+    return list(HISTORY.read().values())
+
+
+def remember(measured: Measured) -> None:
+    """Keep a comparison in place of an earlier one of the same file, context and threads."""
+    key = f"{measured.model}; {measured.n_bytes} bytes; {measured.n_context} tokens; {measured.n_threads} threads"
+    HISTORY.put({key: measured})
+
+
+def past_error(history: Sequence[Measured], n_threads: int) -> str:
+    """How far predictions were off on this machine, in a sentence; with as many threads where that was measured."""
+    if not history:
+        return "not compared with a load on this machine yet: medlite fit FILE --check"
+    rows = [row for row in history if row.n_threads == n_threads] or history
+    memory, speed = [row.memory_error for row in rows], [row.speed_error for row in rows]
+    files = "1 file" if len(rows) == 1 else f"{len(rows)} files"
     return (
-        f"{row.model}, context {row.n_context:,}, {row.n_threads} threads: memory predicted "
-        f"{format_bytes(row.predicted_peak_bytes)}, measured {format_bytes(row.measured_peak_bytes)} "
-        f"({100 * row.memory_error:+.1f} %); decode predicted {row.predicted_tokens_per_second:.1f} tokens/s, "
-        f"measured {row.measured_tokens_per_second:.1f} ({100 * row.speed_error:+.0f} %)"
+        f"past error here, {files}: memory {100 * min(memory):+.0f} to {100 * max(memory):+.0f} %, "
+        f"decode {100 * min(speed):+.0f} to {100 * max(speed):+.0f} %"
     )
 
 
+def child(path: str, settings: str) -> None:
+    """The process that `measure` starts: a line of JSON on stdout for each answer, what is wrong on stderr."""
+    try:
+        for answer in run_model(Path(path), decode_json(settings, CheckSettings, EngineError, where="settings")):
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+    except MedliteError as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    main()
+    child(*sys.argv[1:])

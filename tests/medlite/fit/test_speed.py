@@ -1,0 +1,35 @@
+"""Reading speeds: every type can be timed, and what was measured is remembered."""
+
+from pathlib import Path
+
+import pytest
+
+from medlite.fit import speed
+from medlite.formats.gguf import GGML_TYPES
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLITE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_reading_speed_is_measured_once_and_remembered() -> None:
+    first = speed.bytes_per_second(["Q4_K"], 1, budget_seconds=60)
+    assert set(first) == {"memory", "Q4_K"}
+    assert 1e7 < first["Q4_K"] <= first["memory"] < 1e13
+    assert speed.together(1.0, 1e6) == pytest.approx(1)
+    assert speed.together(1.0, 1.0) == pytest.approx(0.84, abs=0.01)
+    assert speed.bytes_per_second(["Q4_K"], 1, budget_seconds=0) == first
+    speed.SPEEDS.path.write_text("{")
+    assert speed.bytes_per_second(["Q4_K", "Q8_0"], 1, budget_seconds=-1) == {}
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q2_K", "IQ4_NL", "IQ2_XS", "TQ1_0"])
+def test_every_kind_of_type_can_be_timed(name: str) -> None:
+    assert speed.measure_bytes_per_second(GGML_TYPES[name], 1, n_bytes=1 << 20, n_rounds=1) > 0
+
+
+@pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_0"])
+def test_attention_over_every_kind_of_cache_can_be_timed(name: str) -> None:
+    assert speed.measure_attention(GGML_TYPES[name], 64, 1, n_rounds=1) > 0
+    assert speed.bytes_per_second([speed.attention_key(name, 64)], 1, budget_seconds=60)
