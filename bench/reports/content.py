@@ -10,8 +10,10 @@ from bench.compare.runs import TaskComparison
 from bench.compare.safety import Marked, marked_flips
 from bench.intervals import Interval
 from bench.run.record import RunRecord
+from medlite.files import format_bytes
 
 NOTHING = "–"
+MOODS = {"non-inferior": "good", "inferior": "bad", "inconclusive": "open"}  # verdict -> how it is coloured
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of text. The first column names the row; `note` explains the columns."""
+    """A titled table of text, the one model of every form. The first column names the row; `note` explains the columns.
+
+    A cell of a terminal's table may have several lines.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -57,6 +62,16 @@ def evidence_of(comparison: TaskComparison, floor: NoiseFloor | None) -> Evidenc
 def turned(one: TaskComparison) -> list[tuple[str, tuple[Marked, ...]]]:
     """Candidate names with their changed answers, where the records hold the questions' text."""
     return [(c.candidate, marked_flips(one.baseline.samples, c)) for c in one.comparisons]
+
+
+def mood(cell: str) -> str:
+    """ "good", "bad" or "open" of a cell that begins with a verdict, else empty. The words say the same without it."""
+    return next((name for verdict, name in MOODS.items() if cell.startswith(verdict)), "")
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in decimal units, a dash for 0: not known."""
+    return format_bytes(n_bytes) if n_bytes else NOTHING
 
 
 def points(interval: Interval, scale: float = 1.0, *, signed: bool = False) -> str:

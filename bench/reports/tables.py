@@ -16,7 +16,18 @@ from bench.compare.runs import POOLED, TaskComparison
 from bench.compare.safety import count_topics
 from bench.compare.verdict import NON_INFERIOR
 from bench.intervals import Interval, holm
-from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, in_points, number, p_value, points
+from bench.reports.content import (
+    NOTHING,
+    Evidence,
+    Table,
+    divergence_cells,
+    fine,
+    in_points,
+    number,
+    p_value,
+    points,
+    size,
+)
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.score.scoring import ScoredSample
 from medlite.files import format_bytes
@@ -359,11 +370,6 @@ def memory_table(evidence: Evidence) -> Table:
         f"mapped weights, the key-value cache as allocated, and the rest. {NOTHING}: not measured. On the "
         "front: no other artifact here is smaller and more accurate.",
     )
-
-
-def size(n_bytes: int) -> str:
-    """Bytes in decimal units, a dash for 0: not known."""
-    return format_bytes(n_bytes) if n_bytes else NOTHING
 
 
 def speed_table(evidence: Evidence) -> Table:

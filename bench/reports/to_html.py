@@ -6,7 +6,7 @@ from bench.compare.floor import NoiseFloor
 from bench.compare.published import published_beside
 from bench.compare.runs import TaskComparison
 from bench.compare.safety import Marked
-from bench.reports.content import Report, Table, evidence_of, turned
+from bench.reports.content import Report, Table, evidence_of, mood, turned
 from bench.reports.methods import method_lines
 from bench.reports.plots import all_plots
 from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
@@ -53,7 +53,6 @@ ul{padding-left:1.2rem}li{overflow-wrap:anywhere}
 th,td{padding:.15rem .25rem;white-space:normal}details::details-content{content-visibility:visible;block-size:auto}}
 """
 
-VERDICT_CLASSES = {"non-inferior": "good", "inferior": "bad", "inconclusive": "open"}
 # fmt: off
 KINDS = {"right_to_wrong": "turned wrong", "wrong_to_other_wrong": "wrong in another way",
          "wrong_to_right": "turned right"}
@@ -117,11 +116,9 @@ def table_html(table: Table) -> str:
 
 
 def cell_html(cell: str) -> str:
-    """A cell; verdicts are coloured, and their word says the same without colour."""
-    for word, name in VERDICT_CLASSES.items():
-        if cell.startswith(word):
-            return f'<td class="{name}">{escape(cell)}</td>'
-    return f"<td>{escape(cell)}</td>"
+    """A cell; verdicts are coloured."""
+    name = mood(cell)
+    return f'<td class="{name}">{escape(cell)}</td>' if name else f"<td>{escape(cell)}</td>"
 
 
 def questions_html(name: str, marked: tuple[Marked, ...]) -> str:

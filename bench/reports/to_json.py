@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.compare.calibration import Calibration, coverage_at_risk
-from bench.compare.compare import label, per_question_kl
+from bench.compare.compare import Comparison, accuracy, label, per_question_kl
 from bench.compare.published import published_beside
 from bench.compare.runs import TaskComparison
 from bench.compare.safety import count_topics, marked_flips
@@ -102,4 +102,37 @@ def facts(record: RunRecord, calibration: Calibration | None, base: Calibration 
         "mean_of_subjects": mean_of_subjects(record.samples),
         "prompts_sha256": record.prompts_sha256,
         "calibration": known,
+    }
+
+
+def summary_json(one: TaskComparison) -> list[dict[str, Any]]:
+    """One object an artifact, the baseline first: what a short table shows. Sizes in bytes, speeds in tokens a second.
+
+    loss_points and what follows is None for the baseline itself. p_holm: McNemar's p, adjusted over the rows.
+    """
+    adjusted = holm([c.mcnemar_p for c in one.comparisons])
+    return [_summary(one.baseline, None, None)] + [
+        _summary(record, c, p) for record, c, p in zip(one.candidates, one.comparisons, adjusted, strict=True)
+    ]
+
+
+def _summary(record: RunRecord, comparison: Comparison | None, p_holm: float | None) -> dict[str, Any]:
+    kl = comparison.vocabulary_kl if comparison else None
+    costs = record.performance
+    return {
+        "name": label(record),
+        "n_bytes": record.artifact.n_bytes,
+        "bits_per_weight": record.artifact.bits_per_weight,
+        "peak_rss_bytes": costs.peak_rss_bytes,
+        "accuracy": asdict(accuracy(record)),
+        "prefill_tokens_per_second": costs.prefill_tokens_per_second,
+        "decode_tokens_per_second": costs.decode_tokens_per_second,
+        "n_samples": len(record.samples),
+        "loss_points": asdict(comparison.loss_points) if comparison else None,
+        "right_to_wrong": comparison.count("right_to_wrong") if comparison else None,
+        "wrong_to_right": comparison.count("wrong_to_right") if comparison else None,
+        "mean_kl_nats": kl.mean.value if kl else None,
+        "p_holm": p_holm,
+        "verdict": comparison.verdict.kind if comparison else None,
+        "peak_vram_bytes": costs.peak_vram_bytes,
     }

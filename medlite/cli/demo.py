@@ -9,7 +9,7 @@ import click
 from medlite.cli import print_json
 
 if TYPE_CHECKING:
-    from bench.compare.summary import SummaryRow
+    from bench.compare.runs import TaskComparison
     from bench.run.child import Progress
     from bench.run.record import RunRecord
 
@@ -33,21 +33,22 @@ def command(fresh: bool, device: str, as_json: bool) -> None:
     The full-precision checkpoint becomes GGUF at BF16, Q8_0, Q4_K_M and Q2_K; each answers the embedded questions
     in a process of its own; the table shows what the low bits cost.
     """
-    from bench.compare.summary import summarize
+    from bench.compare.runs import compare_runs
+    from bench.reports.to_json import summary_json
 
     paths = make_artifacts(fresh=fresh, quiet=as_json)
     records = [measured(path, device, fresh=fresh, quiet=as_json) for path in paths]
-    rows = summarize(records[0], records[1:])
+    (found,) = compare_runs({"demo": records[0]}, [{"demo": record} for record in records[1:]])
     if as_json:
         print_json(
             {
                 "n_questions": len(records[0].samples),
                 "device": records[0].engine.get("device_name"),
-                "artifacts": [{"path": str(path), **row.to_json()} for path, row in zip(paths, rows, strict=True)],
+                "artifacts": [{"path": str(path), **row} for path, row in zip(paths, summary_json(found), strict=True)],
             }
         )
         return
-    show(rows, paths)
+    show(found, paths)
 
 
 def make_artifacts(*, fresh: bool, quiet: bool) -> list[Path]:
@@ -124,14 +125,15 @@ def kept_record(kept: Path, path: Path, device: str) -> "RunRecord | None":
     return record if record.complete and stands == wanted else None
 
 
-def show(rows: "Sequence[SummaryRow]", paths: Sequence[Path]) -> None:
+def show(found: "TaskComparison", paths: Sequence[Path]) -> None:
     """Print the table and the commands that a user would type next."""
-    from medlite.cli.bench.tables import comparison_table
+    from bench.reports.to_terminal import cost_table
     from medlite.cli.display import stdout
+    from medlite.cli.draw import draw_table
 
-    stdout.print(comparison_table(rows))
+    stdout.print(draw_table(cost_table(found)))
     stdout.print(
-        f"{rows[0].n_samples:,} questions, one model of a few hundred facts: it shows the method and says "
+        f"{len(found.baseline.samples):,} questions, one model of a few hundred facts: it shows the method and says "
         "nothing about medicine.",
         style="dim",
     )

@@ -1,13 +1,11 @@
 """`medlite bench compare`: what runs lost against a baseline, as tables and as a report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from bench.compare.runs import TaskComparison
     from bench.reports.content import Report
 
 
@@ -87,38 +85,19 @@ def check_report(path: Path | None) -> None:
 
 def show_report(found: "Report", path: Path | None, form: str) -> None:
     """Print the comparisons in the asked form, and write the report file."""
-    from bench.reports.forms import REPORTS, render, report_form
+    from bench.reports.forms import REPORTS, render, write_report
+    from bench.reports.to_terminal import to_terminal
     from medlite.cli.display import stderr, stdout
-    from medlite.files import write_text_whole
+    from medlite.cli.draw import draw_table
 
     if path:
-        write_text_whole(path, render(found, report_form(path)))
+        write_report(found, path)
     if form in REPORTS:
         click.echo(render(found, form), nl=False)
         return
-    show_tables(found.tasks)
-    for task, floor in found.floors.items():
-        stdout.print(
-            f"{task}: noise floor {floor.loss_points:.2f} points, {floor.n_flips} flips "
-            f"({', '.join(floor.differs_in) or 'same settings'})",
-            style="dim",
-        )
+    for part in to_terminal(found):
+        stdout.print(part if isinstance(part, str) else draw_table(part), markup=False)
     for warning in dict.fromkeys(w for task in found.tasks for c in task.comparisons for w in c.warnings):
         stderr.print(f"[yellow]warning:[/yellow] {warning}")
     if path:
         stdout.print(f"report: {path}", style="dim", soft_wrap=True)
-
-
-def show_tables(found: "Sequence[TaskComparison]") -> None:
-    """Two tables a task: cost and accuracy, then distance and verdict; and what follows in a sentence."""
-    from bench.compare.summary import summary_rows
-    from bench.intervals import holm
-    from bench.reports.tables import answer_line
-    from medlite.cli.bench.tables import comparison_table, verdict_table
-    from medlite.cli.display import stdout
-
-    for one in found:
-        stdout.print(f"[bold]{one.task}[/bold]  {len(one.baseline.samples):,} questions")
-        stdout.print(comparison_table(summary_rows(one.baseline, one.candidates, one.comparisons)))
-        stdout.print(verdict_table(one.comparisons, holm([c.mcnemar_p for c in one.comparisons])))
-        stdout.print(answer_line(one))

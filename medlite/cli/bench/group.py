@@ -37,10 +37,11 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the table as data.")
 def tasks_command(as_json: bool) -> None:
     """List the question sets: size, licence, source, and whether they are on this machine."""
+    from bench.reports.to_terminal import task_table
     from bench.tasks import GROUPS, TASKS
     from bench.tasks.fetch import is_local, known_sha256
-    from medlite.cli.bench.tables import task_table
     from medlite.cli.display import stdout
+    from medlite.cli.draw import draw_table
 
     local = {name: is_local(task) for name, task in TASKS.items()}
     if as_json:
@@ -69,7 +70,7 @@ def tasks_command(as_json: bool) -> None:
             ]
         )
         return
-    stdout.print(task_table(list(TASKS.values()), local))
+    stdout.print(draw_table(task_table(list(TASKS.values()), local)))
     stdout.print(
         "Files are pinned by commit, and checked against the SHA-256 that each had when it was first fetched "
         "here (--json shows them).",

@@ -339,10 +339,11 @@ def orders_line(record: "RunRecord") -> str:
 def show_records(records: "Sequence[RunRecord]") -> None:
     """A table of finished runs, then what could not be answered."""
     from bench.compare.compare import status_warnings
-    from medlite.cli.bench.tables import record_table
+    from bench.reports.to_terminal import record_table
     from medlite.cli.display import stderr, stdout
+    from medlite.cli.draw import draw_table
 
-    stdout.print(record_table(records))
+    stdout.print(draw_table(record_table(records)))
     for record in records:
         if record.settings.n_orders > 1:
             stdout.print(orders_line(record), style="dim")

@@ -49,11 +49,12 @@ def command(
 ) -> None:
     """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
     of probability. All as llama-perplexity defines them."""
+    from bench.reports.to_terminal import distance_table, text_table
     from bench.settings import RunSettings
     from bench.text.distance import MAX_TOKENS
     from bench.text.perplexity import paired_difference
-    from medlite.cli.bench.tables import distance_table, text_table
     from medlite.cli.display import stderr, stdout
+    from medlite.cli.draw import draw_table
 
     settings = RunSettings(
         n_context=n_context, device=device, n_threads=n_threads, max_tokens=0 if exact else MAX_TOKENS
@@ -75,9 +76,10 @@ def command(
             ]
         )
         return
-    stdout.print(text_table(scores, differences))
+    stdout.print(draw_table(text_table(scores, differences)))
     if distances:
-        stdout.print(distance_table([score.artifact.file_name for score in scores[1:]], distances))
+        names = [score.artifact.file_name for score in scores[1:]]
+        stdout.print(draw_table(distance_table(names, distances)))
     if any(distance.is_loose for distance in distances):
         stderr.print("[yellow]warning:[/yellow] KL is only known to lie between the bounds shown; --exact knows it")
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.compare.compare import compare
-from bench.compare.summary import summarize
 from bench.compare.verdict import INCONCLUSIVE, INFERIOR, NON_INFERIOR
 from bench.score.scoring import score_samples
 from medlite.errors import RecordError
@@ -196,14 +195,6 @@ def test_true_mass_is_compared_as_a_mean() -> None:
     p = np.exp([-1.0, -3.0, -3.0, -3.0])
     assert found.baseline_accuracy.value == pytest.approx(p[:2].sum() / p.sum())
     assert found.flips == ()
-
-
-def test_a_summary_has_a_row_each_and_is_json() -> None:
-    rows = summarize(record_of(answers([0, 0, 1])), [record_of(answers([0, 1, 1]), recipe="Q4_K_M")])
-    assert [row.name for row in rows] == ["BF16", "Q4_K_M"]
-    assert rows[0].loss_points is None
-    assert (rows[1].right_to_wrong, rows[1].wrong_to_right) == (1, 0)
-    assert json.loads(json.dumps([row.to_json() for row in rows]))[1]["loss_points"]["value"] == pytest.approx(100 / 3)
 
 
 def test_a_comparison_is_json() -> None:

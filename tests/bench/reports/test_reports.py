@@ -17,10 +17,11 @@ from bench.compare.safety import RULES, count_topics, marked_flips, matched_term
 from bench.reports.content import Report
 from bench.reports.forms import REPORTS, render, report_form
 from bench.reports.tables import answer_line
+from bench.reports.to_json import summary_json
 from bench.run.record import RunRecord
 from bench.score.scoring import score_samples
 from medlite.errors import OutputError, RecordError
-from tests.helpers.bench_toys import make_items, record_of, scored
+from tests.helpers.bench_toys import answers, make_items, record_of, scored
 from tests.helpers.places import GOLDEN
 from tests.helpers.toy_engine import ToyEngine
 
@@ -290,3 +291,12 @@ def test_published_scores_stand_after_the_tasks_in_every_form() -> None:
         assert "Published scores, llama3-8b" in text
         assert "60.02" in text
     assert json.loads(render(report, "json"))["published"][0]["rows"][0]["score"]["value"] == 60.02
+
+
+def test_a_summary_has_a_row_each_and_is_json() -> None:
+    base, other = record_of(answers([0, 0, 1])), record_of(answers([0, 1, 1]), recipe="Q4_K_M")
+    rows = summary_json(compare_runs({"demo": base}, [{"demo": other}])[0])
+    assert [row["name"] for row in rows] == ["BF16", "Q4_K_M"]
+    assert rows[0]["loss_points"] is None
+    assert (rows[1]["right_to_wrong"], rows[1]["wrong_to_right"]) == (1, 0)
+    assert json.loads(json.dumps(rows))[1]["loss_points"]["value"] == pytest.approx(100 / 3)
