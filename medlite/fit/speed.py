@@ -10,8 +10,9 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
+from types import SimpleNamespace
 from typing import Any
 
 from medlite.devices import cpu_features, cpu_name
@@ -34,7 +35,7 @@ BUDGET_SECONDS = 0.6  # of one call; what it leaves unmeasured, the next call me
 GGML_TYPE_F32 = 0
 STATUS_OK = 0  # ggml.h, enum ggml_status
 OVERHEAD_BYTES = 1 << 20  # of a ggml context that holds no data
-
+REPACKING_BUFFER = b"CPU_REPACK"  # ggml-cpu/repack.cpp, ggml_backend_cpu_repack_buffer_type_get_name
 
 # The attention that is timed: an 8B Llama's heads over a thousand tokens.
 ATTENTION_HEADS, ATTENTION_HEADS_KV, ATTENTION_TOKENS = 32, 8, 1024
@@ -47,40 +48,58 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-@dataclass(frozen=True)
-class _Ggml:
-    base: Any
-    cpu: Any
+_POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+# library -> function -> (result, arguments). Source: ggml.h, ggml-alloc.h, ggml-backend.h, ggml-cpu.h.
+# fmt: off
+_FUNCTIONS: dict[str, dict[str, tuple[Any, list[Any]]]] = {
+    "ggml-base": {
+        "ggml_init": (_POINTER, [_InitParams]),
+        "ggml_free": (None, [_POINTER]),
+        "ggml_new_tensor_2d": (_POINTER, [_POINTER, _INT, ctypes.c_int64, ctypes.c_int64]),
+        "ggml_new_tensor_3d": (_POINTER, [_POINTER, _INT, *[ctypes.c_int64] * 3]),
+        "ggml_mul_mat": (_POINTER, [_POINTER, _POINTER, _POINTER]),
+        "ggml_flash_attn_ext": (_POINTER, [*[_POINTER] * 5, *[ctypes.c_float] * 3]),
+        "ggml_new_graph": (_POINTER, [_POINTER]),
+        "ggml_build_forward_expand": (None, [_POINTER, _POINTER]),
+        "ggml_nbytes": (_SIZE, [_POINTER]),
+        "ggml_backend_alloc_ctx_tensors_from_buft": (_POINTER, [_POINTER, _POINTER]),
+        "ggml_backend_buffer_clear": (None, [_POINTER, ctypes.c_uint8]),
+        "ggml_backend_buffer_free": (None, [_POINTER]),
+        "ggml_backend_buft_name": (ctypes.c_char_p, [_POINTER]),
+        "ggml_backend_cpu_buffer_type": (_POINTER, []),
+        "ggml_backend_graph_compute": (_INT, [_POINTER, _POINTER]),
+        "ggml_backend_free": (None, [_POINTER]),
+        "ggml_backend_reg_dev_get": (_POINTER, [_POINTER, _SIZE]),
+        "ggml_backend_reg_get_proc_address": (_POINTER, [_POINTER, ctypes.c_char_p]),
+        "ggml_backend_tensor_set": (None, [_POINTER, _POINTER, _SIZE, _SIZE]),
+    },
+    "ggml-cpu": {
+        "ggml_backend_cpu_init": (_POINTER, []),
+        "ggml_backend_cpu_reg": (_POINTER, []),
+        "ggml_backend_cpu_set_n_threads": (None, [_POINTER, _INT]),
+    },
+}
+# fmt: on
 
 
 @cache
-def _ggml() -> _Ggml:
-    """libggml-base and libggml-cpu of llama-cpp-python. Raises EngineError where they are not as expected."""
-    base, cpu = load_ggml("ggml-base"), load_ggml("ggml-cpu")
-    pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-    for library, name, result, arguments in (
-        (base, "ggml_init", pointer, [_InitParams]),
-        (base, "ggml_free", None, [pointer]),
-        (base, "ggml_new_tensor_2d", pointer, [pointer, integer, ctypes.c_int64, ctypes.c_int64]),
-        (base, "ggml_new_tensor_3d", pointer, [pointer, integer, *[ctypes.c_int64] * 3]),
-        (base, "ggml_mul_mat", pointer, [pointer, pointer, pointer]),
-        (base, "ggml_flash_attn_ext", pointer, [*[pointer] * 5, *[ctypes.c_float] * 3]),
-        (base, "ggml_new_graph", pointer, [pointer]),
-        (base, "ggml_build_forward_expand", None, [pointer, pointer]),
-        (base, "ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
-        (base, "ggml_backend_buffer_clear", None, [pointer, ctypes.c_uint8]),
-        (base, "ggml_backend_buffer_free", None, [pointer]),
-        (base, "ggml_backend_cpu_buffer_type", pointer, []),
-        (base, "ggml_backend_graph_compute", integer, [pointer, pointer]),
-        (base, "ggml_backend_free", None, [pointer]),
-        (base, "ggml_nbytes", size, [pointer]),
-        (base, "ggml_backend_tensor_set", None, [pointer, pointer, size, size]),
-        (cpu, "ggml_backend_cpu_init", pointer, []),
-        (cpu, "ggml_backend_cpu_set_n_threads", None, [pointer, integer]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return _Ggml(base, cpu)
+def _ggml() -> SimpleNamespace:
+    """The functions that are used here, by name. Raises EngineError where llama-cpp-python does not bring them."""
+    return declared(load_ggml)
+
+
+def declared(load: Callable[[str], Any]) -> SimpleNamespace:
+    """The functions of `_FUNCTIONS`, with their types, in the libraries that `load` returns by name."""
+    found = {}
+    for library, functions in _FUNCTIONS.items():
+        loaded = load(library)
+        for name, (result, arguments) in functions.items():
+            function = getattr(loaded, name, None)
+            if function is None:
+                raise EngineError(f"lib{library} has no {name}", hint="decode speed cannot be predicted here")
+            function.restype, function.argtypes = result, arguments
+            found[name] = function
+    return SimpleNamespace(**found)
 
 
 def measure_bytes_per_second(
@@ -91,32 +110,31 @@ def measure_bytes_per_second(
     Of the median round: what a user gets from a machine as it is.
     """
     ggml, pointers = _ggml(), _Pointers()
-    base = ggml.base
     n_rows = n_bytes // ggml_type.row_bytes(N_COLUMNS) // 64 * 64
     repacked = is_repacked(TensorInfo("blk.0.ffn_up.weight", ggml_type, (n_rows, N_COLUMNS), 0), cpu_features())
-    kind = _repacking_buffer_type() if repacked else None
+    kind = repacking_buffer_type() if repacked else None
     try:
-        weights = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
-        matrix = base.ggml_new_tensor_2d(weights, ggml_type.id, N_COLUMNS, n_rows)
+        weights = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        matrix = ggml.ggml_new_tensor_2d(weights, ggml_type.id, N_COLUMNS, n_rows)
         buffer = pointers.keep(
-            base.ggml_backend_buffer_free,
-            base.ggml_backend_alloc_ctx_tensors_from_buft(weights, kind or base.ggml_backend_cpu_buffer_type()),
+            ggml.ggml_backend_buffer_free,
+            ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, kind or ggml.ggml_backend_cpu_buffer_type()),
         )
         if kind:
-            zeros = bytes(base.ggml_nbytes(matrix))
-            base.ggml_backend_tensor_set(matrix, zeros, 0, len(zeros))
+            zeros = bytes(ggml.ggml_nbytes(matrix))
+            ggml.ggml_backend_tensor_set(matrix, zeros, 0, len(zeros))
         else:
-            base.ggml_backend_buffer_clear(buffer, 0)
-        scratch = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
-        vector = base.ggml_new_tensor_2d(scratch, GGML_TYPE_F32, N_COLUMNS, 1)
-        product = base.ggml_mul_mat(scratch, matrix, vector)
-        graph = base.ggml_new_graph(scratch)
-        base.ggml_build_forward_expand(graph, product)
+            ggml.ggml_backend_buffer_clear(buffer, 0)
+        scratch = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        vector = ggml.ggml_new_tensor_2d(scratch, GGML_TYPE_F32, N_COLUMNS, 1)
+        product = ggml.ggml_mul_mat(scratch, matrix, vector)
+        graph = ggml.ggml_new_graph(scratch)
+        ggml.ggml_build_forward_expand(graph, product)
         activations = pointers.keep(
-            base.ggml_backend_buffer_free,
-            base.ggml_backend_alloc_ctx_tensors_from_buft(scratch, base.ggml_backend_cpu_buffer_type()),
+            ggml.ggml_backend_buffer_free,
+            ggml.ggml_backend_alloc_ctx_tensors_from_buft(scratch, ggml.ggml_backend_cpu_buffer_type()),
         )
-        base.ggml_backend_buffer_clear(activations, 0)
+        ggml.ggml_backend_buffer_clear(activations, 0)
         return n_rows * ggml_type.row_bytes(N_COLUMNS) / _median_round(graph, n_threads, n_rounds)
     finally:
         pointers.free()
@@ -128,22 +146,21 @@ def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_roun
     Several heads share keys and values, and each reads them again, from the processor's caches. Of the median round.
     """
     ggml, pointers = _ggml(), _Pointers()
-    base = ggml.base
     try:
-        context = pointers.keep(base.ggml_free, base.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
-        query = base.ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, ATTENTION_HEADS)
+        context = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        query = ggml.ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, ATTENTION_HEADS)
         keys, values = (
-            base.ggml_new_tensor_3d(context, ggml_type.id, head_dim, ATTENTION_TOKENS, ATTENTION_HEADS_KV)
+            ggml.ggml_new_tensor_3d(context, ggml_type.id, head_dim, ATTENTION_TOKENS, ATTENTION_HEADS_KV)
             for _ in range(2)
         )
-        attended = base.ggml_flash_attn_ext(context, query, keys, values, None, head_dim**-0.5, 0.0, 0.0)
-        graph = base.ggml_new_graph(context)
-        base.ggml_build_forward_expand(graph, attended)
+        attended = ggml.ggml_flash_attn_ext(context, query, keys, values, None, head_dim**-0.5, 0.0, 0.0)
+        graph = ggml.ggml_new_graph(context)
+        ggml.ggml_build_forward_expand(graph, attended)
         buffer = pointers.keep(
-            base.ggml_backend_buffer_free,
-            base.ggml_backend_alloc_ctx_tensors_from_buft(context, base.ggml_backend_cpu_buffer_type()),
+            ggml.ggml_backend_buffer_free,
+            ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, ggml.ggml_backend_cpu_buffer_type()),
         )
-        base.ggml_backend_buffer_clear(buffer, 0)
+        ggml.ggml_backend_buffer_clear(buffer, 0)
         n_bytes = 2 * ATTENTION_HEADS * ATTENTION_TOKENS * ggml_type.row_bytes(head_dim)
         return n_bytes / _median_round(graph, n_threads, n_rounds)
     finally:
@@ -158,17 +175,17 @@ def clock_for(n_threads: int) -> Callable[[], float]:
 def _median_round(graph: Any, n_threads: int, n_rounds: int) -> float:
     """Seconds that one computation of `graph` takes."""
     ggml = _ggml()
-    backend = ggml.cpu.ggml_backend_cpu_init()
-    ggml.cpu.ggml_backend_cpu_set_n_threads(backend, n_threads)
+    backend = ggml.ggml_backend_cpu_init()
+    ggml.ggml_backend_cpu_set_n_threads(backend, n_threads)
     clock, seconds = clock_for(n_threads), []
     try:
         for _ in range(n_rounds + 1):
             begin = clock()
-            if ggml.base.ggml_backend_graph_compute(backend, graph) != STATUS_OK:
+            if ggml.ggml_backend_graph_compute(backend, graph) != STATUS_OK:
                 raise EngineError("ggml cannot multiply a matrix on this processor")
             seconds.append(clock() - begin)
     finally:
-        ggml.base.ggml_backend_free(backend)
+        ggml.ggml_backend_free(backend)
     return statistics.median(seconds[1:])
 
 
@@ -191,13 +208,19 @@ class _Pointers:
             release(pointer)
 
 
-def _repacking_buffer_type() -> Any:
-    """The buffer type that repacks, None where this build does not export it (its name is C++-mangled)."""
-    function = getattr(_ggml().cpu, "_Z35ggml_backend_cpu_repack_buffer_typev", None)
-    if function is None:
+def repacking_buffer_type(name: bytes = REPACKING_BUFFER) -> Any:
+    """The CPU's buffer type `name`, which repacks what is put into it; None where this build has none.
+
+    Weights are then timed in their plain layout. Source: llama.cpp src/llama-model.cpp, make_cpu_buft_list.
+    """
+    ggml = _ggml()
+    registry = ggml.ggml_backend_cpu_reg()
+    address = ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+    if not address:
         return None
-    function.restype = ctypes.c_void_p
-    return function()
+    extra_types = ctypes.CFUNCTYPE(ctypes.POINTER(_POINTER), _POINTER)(address)
+    found = extra_types(ggml.ggml_backend_reg_dev_get(registry, 0))  # ends with a null pointer
+    return next((one for one in takewhile(bool, found) if ggml.ggml_backend_buft_name(one) == name), None)
 
 
 # --- remembered ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from medlite.errors import EngineError
 from medlite.fit import speed
 from medlite.formats.gguf import GGML_TYPES
 
@@ -33,3 +34,14 @@ def test_every_kind_of_type_can_be_timed(name: str) -> None:
 def test_attention_over_every_kind_of_cache_can_be_timed(name: str) -> None:
     assert speed.measure_attention(GGML_TYPES[name], 64, 1, n_rounds=1) > 0
     assert speed.bytes_per_second([speed.attention_key(name, 64)], 1, budget_seconds=60)
+
+
+def test_the_buffer_that_repacks_is_found_in_the_pinned_runtime() -> None:
+    """Were it renamed, types that are repacked would be timed in their plain layout, which is slower."""
+    assert speed.repacking_buffer_type()
+    assert speed.repacking_buffer_type(b"CPU_GONE") is None
+
+
+def test_a_runtime_without_a_function_is_an_error_that_fit_survives() -> None:
+    with pytest.raises(EngineError, match="libggml-base has no ggml_init"):
+        speed.declared(lambda name: object())
