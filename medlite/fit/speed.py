@@ -20,7 +20,7 @@ from medlite.engines.llamacpp.memory import is_repacked
 from medlite.errors import EngineError
 from medlite.formats.gguf import GGML_TYPES, GgmlType, TensorInfo
 from medlite.memo import Memo
-from medlite.native import load_ggml, runtime_version
+from medlite.native import library, load_ggml, runtime_version
 
 N_COLUMNS = 4096
 KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15  # fits a last-level cache
@@ -85,18 +85,19 @@ _FUNCTIONS: dict[str, dict[str, tuple[Any, list[Any]]]] = {
 @cache
 def _ggml() -> SimpleNamespace:
     """The functions that are used here, by name. Raises EngineError where llama-cpp-python does not bring them."""
+    library()  # as an engine loads it: with its log kept, and with threads that spin as short
     return declared(load_ggml)
 
 
 def declared(load: Callable[[str], Any]) -> SimpleNamespace:
     """The functions of `_FUNCTIONS`, with their types, in the libraries that `load` returns by name."""
     found = {}
-    for library, functions in _FUNCTIONS.items():
-        loaded = load(library)
+    for part, functions in _FUNCTIONS.items():
+        loaded = load(part)
         for name, (result, arguments) in functions.items():
             function = getattr(loaded, name, None)
             if function is None:
-                raise EngineError(f"lib{library} has no {name}", hint="decode speed cannot be predicted here")
+                raise EngineError(f"lib{part} has no {name}", hint="decode speed cannot be predicted here")
             function.restype, function.argtypes = result, arguments
             found[name] = function
     return SimpleNamespace(**found)

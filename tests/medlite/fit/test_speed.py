@@ -1,5 +1,8 @@
 """Reading speeds: every type can be timed, and what was measured is remembered."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from medlite.errors import EngineError
 from medlite.fit import speed
 from medlite.formats.gguf import GGML_TYPES
+from medlite.native import SPIN_COUNT
+from tests.helpers.places import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,20 @@ def test_the_buffer_that_repacks_is_found_in_the_pinned_runtime() -> None:
     """Were it renamed, types that are repacked would be timed in their plain layout, which is slower."""
     assert speed.repacking_buffer_type()
     assert speed.repacking_buffer_type(b"CPU_GONE") is None
+
+
+def test_a_measurement_is_quiet_and_its_threads_spin_as_an_engines() -> None:
+    """ggml logs each matrix that it repacks, and libgomp reads the spin count when it is loaded."""
+    code = (
+        "import os; from medlite.fit.speed import GGML_TYPES, measure_bytes_per_second; "
+        "measure_bytes_per_second(GGML_TYPES['Q4_K'], 1, 1 << 20, 1); print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {name: text for name, text in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
+    )
+    assert answer.stdout == f"{SPIN_COUNT}\n"
+    assert answer.stderr == ""
 
 
 def test_a_runtime_without_a_function_is_an_error_that_fit_survives() -> None:
