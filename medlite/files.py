@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from medlite.errors import OutputError
 
 PART_SUFFIX = ".part"
@@ -91,10 +93,14 @@ def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 
 def cache_folder() -> Path:
-    """Where medlite keeps what it can make again: $MEDLITE_CACHE, else the user's cache folder."""
-    if explicit := os.environ.get("MEDLITE_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlite"
+    """Where medlite keeps what it can make again: $MEDLITE_CACHE, else in the user's cache folder."""
+    explicit = os.environ.get("MEDLITE_CACHE")
+    return Path(explicit) if explicit else platformdirs.user_cache_path("medlite")
+
+
+def state_folder() -> Path:
+    """Where medlite keeps what belongs to the user and cannot be made again, as the history of typed lines."""
+    return platformdirs.user_state_path("medlite")
 
 
 def format_bytes(n_bytes: float) -> str:

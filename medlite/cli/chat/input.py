@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlite.cli.chat.commands import COMMANDS, ChatState
+from medlite.files import state_folder
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -19,7 +20,7 @@ def default_history() -> Path | None:
     """Where typed lines are kept: the user's state folder (XDG), or nowhere where the environment says so."""
     if os.environ.get(NO_HISTORY, "").lower() not in ("", "0", "false", "no"):
         return None
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "medlite" / "history"
+    return state_folder() / "history"
 
 
 def prepare_history(path: Path) -> str:
