@@ -17,6 +17,7 @@ from medlite.files import file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.onnx_folder import read_onnx_facts
+from medlite.formats.receipt import receipt_path, source_name
 
 MAX_HEADER_BYTES = 100 << 20  # the limit that safetensors itself sets
 OnBytes = Callable[[int], None]
@@ -133,19 +134,12 @@ def source_of(path: Path) -> str:
     """The checkpoint behind `path`: what the receipt of an artifact names; of a checkpoint in the hub's cache its
     repository, of another folder its name. Empty for an artifact without a receipt that can be read.
     """
-    receipt = path / "receipt.json" if path.is_dir() else path.with_name(path.name + ".receipt.json")
-    if path.is_dir() and not receipt.is_file():
+    if path.is_dir() and not receipt_path(path).is_file():
         folder = path.resolve()
         if folder.parent.name == "snapshots":  # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT
             return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
         return folder.name
-    try:
-        if receipt.stat().st_size > MAX_HEADER_BYTES:
-            return ""
-        name = json.loads(receipt.read_bytes())["source"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return name if isinstance(name, str) else ""
+    return source_name(path)
 
 
 def files_sha256(files: Sequence[Path], on_bytes: OnBytes) -> str:

@@ -1,5 +1,6 @@
 """`medlite quantize`: from a checkpoint to GGUF files, with a plan first and a receipt last."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,9 +319,9 @@ def print_notes(outputs: "list[Output]") -> None:
 
 def show_written(written: "list[Written]", *, as_json: bool) -> None:
     """Print the artifacts with their size, bits per weight and error."""
-    from quantize.gguf.receipt import read_receipt
+    from medlite.formats.receipt import read_gguf_receipt
 
-    receipts = [read_receipt(one.receipt) for one in written]
+    receipts = [read_gguf_receipt(one.output.path) for one in written]
     if as_json:
         print_json(
             [
@@ -328,7 +329,12 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
                     "paths": [str(p) for p in one.paths],
                     "receipt": str(one.receipt),
                     "n_resumed_bytes": one.n_resumed_bytes,
-                    **{k: receipt[k] for k in ("recipe", "n_params", "bits_per_weight", "files", "total", "notes")},
+                    "recipe": receipt.recipe,
+                    "n_params": receipt.n_params,
+                    "bits_per_weight": receipt.bits_per_weight,
+                    "files": [asdict(file) for file in receipt.files],
+                    "total": receipt.total,
+                    "notes": receipt.notes,
                 }
                 for one, receipt in zip(written, receipts, strict=True)
             ]
@@ -338,18 +344,18 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
     from medlite.files import format_bytes
 
     for one, receipt in zip(written, receipts, strict=True):
-        sqnr = receipt["total"].get("sqnr_db")
+        sqnr = receipt.total.get("sqnr_db")
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
-        n_bytes = sum(file["n_bytes"] for file in receipt["files"])
+        n_bytes = sum(file.n_bytes for file in receipt.files)
         stdout.print(
             f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
-            f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}",
+            f"{receipt.bits_per_weight:.2f} bits per weight{loss}{resumed}",
             soft_wrap=True,
         )
     print_notes([one.output for one in written])
-    check = receipts[0]["tokenizer_check"] or {}
-    for what in (*check.get("mismatches", ()), *check.get("not_checked", ())):
+    check = receipts[0].tokenizer_check
+    for what in (*check.mismatches, *check.not_checked) if check else ():
         stdout.print(f"[yellow]tokenizer:[/yellow] {what}", soft_wrap=True)
     stdout.print(f"next: medlite chat {written[0].paths[0]}", style="dim", soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,7 @@ def show_plans(outputs: "list[tuple[FolderPlan, Path]]", *, as_json: bool) -> No
 
 def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
     """Print the folders with their size, bits per weight and error."""
-    from quantize.onnx.receipt import read_onnx_receipt
+    from medlite.formats.receipt import read_onnx_receipt
 
     receipts = [read_onnx_receipt(one.path) for one in written]
     if as_json:
@@ -206,10 +206,13 @@ def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
                 {
                     "path": str(one.path),
                     "n_resumed_bytes": one.n_resumed_bytes,
-                    **{
-                        k: receipt[k]
-                        for k in ("recipe", "block", "device", "n_params", "bits_per_weight", "files", "total")
-                    },
+                    "recipe": receipt.recipe,
+                    "block": receipt.block,
+                    "device": receipt.device,
+                    "n_params": receipt.n_params,
+                    "bits_per_weight": receipt.bits_per_weight,
+                    "files": [asdict(file) for file in receipt.files],
+                    "total": receipt.total,
                 }
                 for one, receipt in zip(written, receipts, strict=True)
             ]
@@ -219,12 +222,12 @@ def show_written(written: "list[OnnxWritten]", *, as_json: bool) -> None:
     from medlite.files import format_bytes
 
     for one, receipt in zip(written, receipts, strict=True):
-        sqnr = receipt["total"].get("sqnr_db")
+        sqnr = receipt.total.get("sqnr_db")
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
         stdout.print(
             f"[bold]{one.path}[/bold]  {format_bytes(one.plan.n_bytes)}, "
-            f"{receipt['bits_per_weight']:.2f} bits per weight{loss}{resumed}",
+            f"{receipt.bits_per_weight:.2f} bits per weight{loss}{resumed}",
             soft_wrap=True,
         )
     stdout.print(f"next: medlite chat {written[0].path}", style="dim", soft_wrap=True)

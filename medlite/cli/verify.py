@@ -36,9 +36,9 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
     from medlite.cli.display import progress_bar
     from medlite.errors import ArtifactError
     from medlite.formats.onnx_folder import DATA_NAME, is_onnx_folder
+    from medlite.formats.receipt import receipt_path
     from medlite.models.hub import find_checkpoint
     from quantize.gguf.imatrix import read_imatrix
-    from quantize.gguf.receipt import receipt_path
     from quantize.gguf.verify import verify
     from quantize.onnx.verify import verify_onnx
     from quantize.source.checkpoint import open_checkpoint

@@ -36,16 +36,25 @@ def read_json(
     Raises `error`, with `hint`, naming the file, the key, what was found and what was expected. A missing file is such
     an error too. unique_keys: an object with a duplicate key is refused.
     """
-    try:
-        with path.open("rb") as handle:
-            raw = handle.read(most_bytes + 1)
-    except FileNotFoundError as cause:
-        raise error(f"{path}: missing", hint) from cause
-    except OSError as cause:
-        raise error(f"{path}: {cause.strerror or cause}", hint) from cause
-    if len(raw) > most_bytes:
-        raise error(f"{path}: more than the {most_bytes} bytes that are read of such a file", hint)
+    raw = _read_bytes(path, error, hint, most_bytes)
     return decode_json(raw, expected, error, where=str(path), hint=hint, unique_keys=unique_keys)
+
+
+def read_json_of(
+    schema: str,
+    path: Path,
+    expected: type[T],
+    error: type[MedliteError],
+    *,
+    hint: str | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> T:
+    """As `read_json`, of a file of medlite's own, whose key "schema" must be `schema`; that is checked first."""
+    raw = _read_bytes(path, error, hint, most_bytes)
+    found = decode_json(raw, _Tagged, error, where=str(path), hint=hint).schema
+    if found != schema:
+        raise error(f"{path}: schema {found!r}, expected {schema!r}", "a newer medlite may read it")
+    return decode_json(raw, expected, error, where=str(path), hint=hint)
 
 
 def decode_json(
@@ -67,7 +76,7 @@ def decode_json(
             raw.decode()  # msgspec skips over what the type does not ask for, this does not
         value = msgspec.json.decode(raw, type=expected)
         if unique_keys:
-            json.loads(bytes(raw) if isinstance(raw, msgspec.Raw) else raw, object_pairs_hook=_refuse_duplicates)
+            _check_unique_keys(bytes(raw) if isinstance(raw, msgspec.Raw) else raw)
     except UnicodeError as cause:
         raise error(f"{where}: not UTF-8: {_unicode_fault(cause)}", hint) from cause
     except RecursionError as cause:
@@ -76,7 +85,7 @@ def decode_json(
         raise error(f"{where}: {_place(cause)}", hint) from cause
     except _DuplicateKeyError as cause:
         raise error(f"{where}: {cause}", hint) from cause
-    except ValueError as cause:  # msgspec.DecodeError, and an integer that json does not convert
+    except msgspec.DecodeError as cause:
         raise error(f"{where}: not JSON: {_fault(cause, raw)}", hint) from cause
     return value
 
@@ -93,6 +102,28 @@ def convert_value(
 
 class _DuplicateKeyError(ValueError):
     """Raised inside the decoding of json, which hands it on."""
+
+
+class _Tagged(msgspec.Struct):
+    schema: str | None = None
+
+
+def _read_bytes(path: Path, error: type[MedliteError], hint: str | None, most_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            raw = handle.read(most_bytes + 1)
+    except FileNotFoundError as cause:
+        raise error(f"{path}: missing", hint) from cause
+    except OSError as cause:
+        raise error(f"{path}: {cause.strerror or cause}", hint) from cause
+    if len(raw) > most_bytes:
+        raise error(f"{path}: more than the {most_bytes} bytes that are read of such a file", hint)
+    return raw
+
+
+def _check_unique_keys(raw: bytes | str) -> None:
+    """Raise _DuplicateKeyError for an object, anywhere in `raw`, that has a key twice."""
+    json.loads(raw, object_pairs_hook=_refuse_duplicates, parse_int=str)  # str: any number of digits
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
@@ -116,7 +147,7 @@ def _unicode_fault(cause: UnicodeError) -> str:
     return f"{cause.reason} (byte {cause.start})" if isinstance(cause, UnicodeDecodeError) else str(cause)
 
 
-def _fault(cause: ValueError, raw: bytes | str | msgspec.Raw) -> str:
+def _fault(cause: msgspec.DecodeError, raw: bytes | str | msgspec.Raw) -> str:
     """What is wrong and, where msgspec says at which byte, what stands around it."""
     message = str(cause).removeprefix("JSON is malformed: ")
     if not (match := BYTE.search(message)):

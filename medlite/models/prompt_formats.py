@@ -8,8 +8,8 @@ from medlite.errors import ArtifactError
 from medlite.formats.chat_template import ChatTemplate, special_tokens
 from medlite.formats.gguf import Header
 from medlite.formats.onnx_folder import OnnxFacts
+from medlite.formats.receipt import source_name
 from medlite.models.catalog import PROMPT_FORMATS, CatalogModel, recognise
-from medlite.models.registry import receipt_source
 
 PLAIN = "none"  # the row of PROMPT_FORMATS that only continues text
 
@@ -30,7 +30,7 @@ class Prompting:
 def gguf_prompting(path: Path, header: Header, wanted: str = "") -> Prompting:
     """The prompting of a GGUF file. wanted: a row of PROMPT_FORMATS instead. Raises ArtifactError for another name."""
     own = header.get("tokenizer.chat_template")
-    names = [receipt_source(path), *(header.get(key) for key in NAMING_KEYS), path.stem]
+    names = [source_name(path), *(header.get(key) for key in NAMING_KEYS), path.stem]
     return choose(own if isinstance(own, str) else "", special_tokens(header), names, wanted)
 
 

@@ -4,7 +4,6 @@ A name opens what is on this machine and nothing else; what is missing is said w
 at are the current folder, the folders that medlite wrote artifacts to, and the hub's cache.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from medlite.errors import ArtifactError, OutputError
 from medlite.files import cache_folder
 from medlite.formats.artifact import FILE_TYPES
 from medlite.formats.onnx_folder import is_onnx_folder, read_onnx_facts
+from medlite.formats.receipt import source_name
 from medlite.memo import Memo
 from medlite.models.catalog import CatalogModel, find_model, near_names, recognise
 from medlite.models.hub import REPOSITORY, cached_snapshots, hand_folder
@@ -22,7 +22,6 @@ from medlite.models.hub import REPOSITORY, cached_snapshots, hand_folder
 DEMO_NAME = "demo"
 COMMON_RECIPE = "Q4_K_M"
 FOLDERS = Memo("folders", str, most=64)  # that artifacts were written to -> the latest artifact in it
-MAX_RECEIPT_BYTES = 16 << 20
 LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}$")
 FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 FILE_NAME = re.compile(
@@ -150,7 +149,7 @@ def in_folder(folder: Path) -> Iterator[LocalArtifact]:
         if path.suffix == ".gguf" and not LATER_PART.search(path.stem) and path.is_file():
             match = FILE_NAME.fullmatch(FIRST_PART.sub("", path.stem))
             name, recipe = (match["name"], match["recipe"]) if match else (path.stem, "")
-            yield LocalArtifact(path, receipt_source(path) or name, recipe)
+            yield LocalArtifact(path, source_name(path) or name, recipe)
         elif is_onnx_folder(path):
             try:
                 facts = read_onnx_facts(path)
@@ -163,18 +162,6 @@ def in_hub_cache(repository: str) -> Iterator[LocalArtifact]:
     """The GGUF files of `repository` in the hub's cache, each name from its newest snapshot."""
     newest = {one.path.name: one for folder in cached_snapshots(repository) for one in in_folder(folder)}
     yield from newest.values()
-
-
-def receipt_source(path: Path) -> str:
-    """The checkpoint that the artifact's receipt names, empty without a receipt that can be read."""
-    receipt = path.with_name(path.name + ".receipt.json")
-    try:
-        if receipt.stat().st_size > MAX_RECEIPT_BYTES:
-            return ""
-        name = json.loads(receipt.read_text(encoding="utf-8"))["source"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return name if isinstance(name, str) else ""
 
 
 # --- where medlite wrote ---------------------------------------------------------------------------------------------

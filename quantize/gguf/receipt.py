@@ -18,6 +18,7 @@ from typing import Any
 
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
+from medlite.formats.receipt import GGUF_SCHEMA, read_gguf_receipt
 from medlite.version import __version__
 from quantize.gguf.plan import PlannedTensor, QuantizationPlan
 from quantize.source.checkpoint import Checkpoint
@@ -25,42 +26,23 @@ from quantize.source.parity import ParityReport
 from quantize.stream.encode import RowErrors
 from quantize.stream.slabs import Slab
 
-SCHEMA = "medlite-receipt-1"
 READ_BYTES = 1 << 22
-
-
-def receipt_path(path: Path) -> Path:
-    """Where the receipt of the artifact at `path` lies."""
-    return path.with_name(path.name + ".receipt.json")
-
-
-def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt at `path`. Raises ArtifactError where it is malformed or of another schema."""
-    try:
-        receipt = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: {error}", hint="the receipt is damaged") from error
-    if not isinstance(receipt, dict) or receipt.get("schema") != SCHEMA:
-        found = receipt.get("schema") if isinstance(receipt, dict) else type(receipt).__name__
-        raise ArtifactError(f"{path}: schema {found!r}, {SCHEMA!r} was needed", hint="a newer medlite may read it")
-    return receipt
 
 
 def is_current(plan: QuantizationPlan, path: Path) -> bool:
     """True if the artifact at `path` is what `plan` would write from this source, by its receipt and sizes."""
     try:
-        receipt = read_receipt(receipt_path(path))
+        receipt = read_gguf_receipt(path)
         sizes = [one.stat().st_size for one in plan.paths(path)]
     except (ArtifactError, OSError):
         return False
     shards = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()})
     return (
-        receipt.get("made_by") == made_by()
-        and [file.get("header_sha256") for file in receipt.get("files", [])]
+        receipt.made_by == made_by()
+        and [file.header_sha256 for file in receipt.files]
         == [hashlib.sha256(file.header).hexdigest() for file in plan.files]
         and sizes == [file.n_bytes for file in plan.files]
-        and [shard.get("sha256") for shard in receipt.get("source", {}).get("shards", [])]
-        == [file_sha256(shard) for shard in shards]
+        and [shard.sha256 for shard in receipt.source.shards] == [file_sha256(shard) for shard in shards]
     )
 
 
@@ -129,7 +111,7 @@ def make_receipt(plan: QuantizationPlan, paths: Sequence[Path], facts: WrittenFa
         for slab in facts.slabs:
             by_tensor.setdefault(slab.tensor, []).append(facts.errors[slab.number])
     return {
-        "schema": SCHEMA,
+        "schema": GGUF_SCHEMA,
         "made_by": made_by(),
         "source": source_facts(plan.checkpoint, facts.shard_hashes),
         "recipe": plan.recipe.name,

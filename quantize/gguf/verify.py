@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo, read_header
+from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
 from quantize.gguf.plan import Importance, QuantizationPlan, make_plan
-from quantize.gguf.receipt import range_sha256, read_receipt, receipt_path, sqnr_db
+from quantize.gguf.receipt import range_sha256, sqnr_db
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import Checkpoint, RowReader
 from quantize.stream import ggml
@@ -68,20 +68,17 @@ def verify(
     """
     receipt_file = receipt_path(path)
     try:
-        receipt = read_receipt(receipt_file) if receipt_file.exists() else None
-        paths = [path.with_name(row["name"]) for row in receipt["files"]] if receipt else [path]
+        receipt = read_gguf_receipt(path) if receipt_file.exists() else None
+        paths = [path.with_name(row.name) for row in receipt.files] if receipt else [path]
         headers = [read_header(one) for one in paths]
-    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+    except ArtifactError as error:
         return Verification(path, ("structure",), (str(error),))
     checked, problems = ["structure", "numbers"], []
     for one, header in zip(paths, headers, strict=True):
         problems += _impossible_numbers(one, header, on_bytes)
     if receipt is not None:
         checked.append(f"receipt {receipt_file.name}")
-        try:
-            problems += _against_receipt(paths, headers, receipt, on_bytes)
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{receipt_file}: malformed receipt: {error!r}")
+        problems += _against_receipt(paths, headers, receipt, on_bytes)
     comparisons: tuple[Comparison, ...] = ()
     if against is not None:
         checked.append(f"source {against.folder}")
@@ -114,11 +111,11 @@ def _impossible_numbers(path: Path, header: Header, on_bytes: OnBytes) -> list[s
 
 
 def _against_receipt(
-    paths: Sequence[Path], headers: Sequence[Header], receipt: dict[str, Any], on_bytes: OnBytes
+    paths: Sequence[Path], headers: Sequence[Header], receipt: GgufReceipt, on_bytes: OnBytes
 ) -> list[str]:
     """What differs from the receipt; where only padding differs, the file's own hash tells."""
     problems: list[str] = []
-    rows = {row["name"]: row for row in receipt["tensors"]}
+    rows = {row.name: row for row in receipt.tensors}
     found = {tensor.name: (i, tensor) for i, header in enumerate(headers) for tensor in header.tensors}
     problems += [f"{paths[0]}: tensor {name} is missing, the receipt has it" for name in rows if name not in found]
     problems += [f"{paths[0]}: tensor {name} is not in the receipt" for name in found if name not in rows]
@@ -126,21 +123,19 @@ def _against_receipt(
         if name not in rows:
             continue
         row = rows[name]
-        stands = (tensor.type.name, list(tensor.shape), tensor.n_bytes, i)
-        if stands != (row["type"], row["shape"], row["n_bytes"], row["file"]):
+        if (tensor.type.name, tensor.shape, tensor.n_bytes, i) != (row.type, row.shape, row.n_bytes, row.file):
             problems.append(
-                f"{paths[i]}: {name} is {tensor.type.name} {tensor.shape}, "
-                f"the receipt says {row['type']} {tuple(row['shape'])}"
+                f"{paths[i]}: {name} is {tensor.type.name} {tensor.shape}, the receipt says {row.type} {row.shape}"
             )
-        elif range_sha256(paths[i], headers[i].data_start + tensor.offset, tensor.n_bytes, on_bytes) != row["sha256"]:
+        elif range_sha256(paths[i], headers[i].data_start + tensor.offset, tensor.n_bytes, on_bytes) != row.sha256:
             problems.append(f"{paths[i]}: {name} has changed since it was written (SHA-256 differs)")
-    for path, header, row in zip(paths, headers, receipt["files"], strict=True):
-        if header.n_file_bytes != row["n_bytes"]:
-            problems.append(f"{path}: {header.n_file_bytes} bytes, the receipt says {row['n_bytes']}")
+    for path, header, file in zip(paths, headers, receipt.files, strict=True):
+        if header.n_file_bytes != file.n_bytes:
+            problems.append(f"{path}: {header.n_file_bytes} bytes, the receipt says {file.n_bytes}")
         with path.open("rb") as handle:
-            if hashlib.sha256(handle.read(row["n_header_bytes"])).hexdigest() != row["header_sha256"]:
+            if hashlib.sha256(handle.read(file.n_header_bytes)).hexdigest() != file.header_sha256:
                 problems.append(f"{path}: the metadata has changed since it was written (SHA-256 differs)")
-        if not problems and file_sha256(path) != row["sha256"]:
+        if not problems and file_sha256(path) != file.sha256:
             problems.append(f"{path}: the padding between tensors has changed (the file's SHA-256 differs)")
     return problems
 

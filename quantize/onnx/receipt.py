@@ -4,30 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
 from medlite.formats.onnx_folder import DATA_NAME
+from medlite.formats.receipt import ONNX_RECEIPT_NAME, ONNX_SCHEMA
 from quantize.gguf.receipt import errors_row, made_by, range_sha256, source_facts
 from quantize.onnx.plan import FolderPlan, OnnxSlab, OnnxTensor
-from quantize.source.checkpoint import read_json_object
 from quantize.stream.encode import RowErrors
-
-SCHEMA = "medlite-onnx-receipt-1"
-RECEIPT_NAME = "receipt.json"
-
-
-def read_onnx_receipt(folder: Path) -> dict[str, Any]:
-    """The receipt in `folder`. Raises ArtifactError where it is malformed or of another schema."""
-    try:
-        receipt = read_json_object(folder / RECEIPT_NAME)
-    except CheckpointError as error:
-        raise ArtifactError(f"{folder / RECEIPT_NAME}: {error}", hint="the receipt is damaged") from error
-    if receipt.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{folder / RECEIPT_NAME}: schema {receipt.get('schema')!r}, {SCHEMA!r} was needed",
-            hint="a newer medlite may read it",
-        )
-    return receipt
 
 
 def make_onnx_receipt(
@@ -45,11 +27,11 @@ def make_onnx_receipt(
     by_tensor: dict[int, list[RowErrors]] = {}
     for slab in slabs if errors is not None else ():
         by_tensor.setdefault(slab.tensor, []).append((errors or {})[slab.number])
-    files = sorted(path for path in part.iterdir() if path.name != RECEIPT_NAME)
+    files = sorted(path for path in part.iterdir() if path.name != ONNX_RECEIPT_NAME)
     data = part / DATA_NAME
     weights = [row for i, rows in by_tensor.items() if plan.tensors[i].cache is None for row in rows]
     return {
-        "schema": SCHEMA,
+        "schema": ONNX_SCHEMA,
         "made_by": {**made_by(), **plan.made_by},
         "source": source_facts(plan.checkpoint, shard_hashes),
         "recipe": plan.recipe.name,

@@ -5,7 +5,7 @@ where. The graph's external tensors must lie inside the data file, whoever made 
 """
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from medlite.errors import ArtifactError, MedliteError, MissingExtraError
 from medlite.files import file_sha256
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
+from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_receipt
 from quantize.gguf.receipt import range_sha256, sqnr_db
 from quantize.gguf.verify import WRONG_TENSOR_DB, Comparison, OnBytes, Verification
 from quantize.onnx.plan import ITEM_BYTES, OnnxPlan, OnnxSlab, make_onnx_plan, slabs_of
-from quantize.onnx.receipt import RECEIPT_NAME, read_onnx_receipt
 from quantize.onnx.recipes import find_onnx_recipe
 from quantize.onnx.slabs import OnnxSlabEncoder, row_errors
 from quantize.source.checkpoint import Checkpoint, RowReader
@@ -32,18 +32,15 @@ def verify_onnx(folder: Path, *, against: Checkpoint | None = None, on_bytes: On
         facts = read_onnx_facts(folder)
         folder_bytes(folder, facts)
         external = list(external_tensors(folder))
-        receipt = read_onnx_receipt(folder) if (folder / RECEIPT_NAME).exists() else None
+        receipt = read_onnx_receipt(folder) if (folder / ONNX_RECEIPT_NAME).exists() else None
     except MissingExtraError:
         raise
     except MedliteError as error:
         return Verification(folder, ("structure",), (str(error),))
     checked, problems = ["structure", "numbers"], list(_impossible_numbers(folder, external, on_bytes))
     if receipt is not None:
-        checked.append(f"receipt {RECEIPT_NAME}")
-        try:
-            problems += _against_receipt(folder, receipt, on_bytes)
-        except (KeyError, TypeError, ValueError) as error:
-            problems.append(f"{folder / RECEIPT_NAME}: malformed receipt: {error!r}")
+        checked.append(f"receipt {ONNX_RECEIPT_NAME}")
+        problems += _against_receipt(folder, receipt, on_bytes)
     comparisons: tuple[Comparison, ...] = ()
     if against is not None:
         checked.append(f"source {against.folder}")
@@ -107,24 +104,28 @@ def _impossible_numbers(
                     break
 
 
-def _against_receipt(folder: Path, receipt: Mapping[str, Any], on_bytes: OnBytes) -> list[str]:
+def _against_receipt(folder: Path, receipt: OnnxReceipt, on_bytes: OnBytes) -> list[str]:
     """What differs from the receipt; changed tensors are named, other changed files too."""
     problems = []
-    rows = {row["name"]: row for row in receipt["files"]}
-    found = {path.name for path in folder.iterdir()} - {RECEIPT_NAME}
+    rows = {row.name: row for row in receipt.files}
+    found = {path.name for path in folder.iterdir()} - {ONNX_RECEIPT_NAME}
     problems += [f"{folder / name}: missing, the receipt has it" for name in sorted(rows.keys() - found)]
     problems += [f"{folder / name}: not in the receipt" for name in sorted(found - rows.keys())]
-    for tensor in receipt["tensors"]:
-        for piece in tensor["pieces"]:
-            digest = range_sha256(folder / DATA_NAME, piece["offset"], piece["n_bytes"], on_bytes)
-            if digest != piece["sha256"]:
+    for tensor in receipt.tensors:
+        for piece in tensor.pieces:
+            try:
+                digest = range_sha256(folder / DATA_NAME, piece.offset, piece.n_bytes, on_bytes)
+            except ArtifactError as error:
+                problems.append(f"{piece.name}: {error}")
+                continue
+            if digest != piece.sha256:
                 problems.append(
-                    f"{folder / DATA_NAME}: {piece['name']} has changed since it was written (SHA-256 differs)"
+                    f"{folder / DATA_NAME}: {piece.name} has changed since it was written (SHA-256 differs)"
                 )
     for name in sorted(rows.keys() & found):
         if name == DATA_NAME and problems:
             continue  # its changed tensors are named above
-        if file_sha256(folder / name) != rows[name]["sha256"]:
+        if file_sha256(folder / name) != rows[name].sha256:
             problems.append(f"{folder / name}: has changed since it was written (SHA-256 differs)")
     return problems
 
@@ -148,9 +149,9 @@ def _against_source(
     return tuple(comparisons), problems
 
 
-def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: Mapping[str, Any] | None) -> Iterator[str]:
+def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: OnnxReceipt | None) -> Iterator[str]:
     """What differs between the source's files and those that a graph of another exporter was made from."""
-    stated = {row["name"]: row["sha256"] for row in (receipt or {"source": {"shards": []}})["source"]["shards"]}
+    stated = {shard.name: shard.sha256 for shard in receipt.source.shards} if receipt else {}
     if not stated or None in stated.values():
         yield f"{folder}: no receipt names the source's files, and a graph of another exporter is not made again"
         return

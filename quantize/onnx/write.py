@@ -16,11 +16,12 @@ from pathlib import Path
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, part_path, write_json_whole
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, is_onnx_folder
+from medlite.formats.receipt import ONNX_RECEIPT_NAME
 from medlite.version import __version__
 from quantize.gguf.receipt import SourceHasher
 from quantize.onnx.blocks import STRETCHES
 from quantize.onnx.plan import FolderPlan, OnnxSlab, slabs_of
-from quantize.onnx.receipt import RECEIPT_NAME, make_onnx_receipt
+from quantize.onnx.receipt import make_onnx_receipt
 from quantize.onnx.slabs import EncodedPieces, OnnxSlabEncoder
 from quantize.source.checkpoint import RowReader
 from quantize.stream.journal import journal_path, open_journal
@@ -175,7 +176,7 @@ class FolderWriter:
             shard_hashes,
             self.settings.on_verify,
         )
-        write_json_whole(self.part / RECEIPT_NAME, receipt)
+        write_json_whole(self.part / ONNX_RECEIPT_NAME, receipt)
         publish_folder(self.part, self.path)
         self.journal.path.unlink()
 

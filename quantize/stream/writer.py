@@ -18,8 +18,9 @@ from pathlib import Path
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
+from medlite.formats.receipt import receipt_path
 from quantize.gguf.plan import QuantizationPlan
-from quantize.gguf.receipt import SourceHasher, WrittenFacts, make_receipt, receipt_path
+from quantize.gguf.receipt import SourceHasher, WrittenFacts, make_receipt
 from quantize.source.checkpoint import RowReader
 from quantize.source.parity import ParityReport
 from quantize.stream.journal import Journal, fingerprint, journal_path, open_journal

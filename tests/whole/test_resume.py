@@ -11,8 +11,8 @@ import pytest
 
 from medlite.errors import CheckpointError, OutputError, RecipeError
 from medlite.files import part_path
+from medlite.formats.receipt import receipt_path
 from quantize.gguf.plan import make_plan
-from quantize.gguf.receipt import read_receipt, receipt_path
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.journal import journal_path
@@ -63,7 +63,7 @@ def whole(folder: Path, recipe: str) -> tuple[bytes, dict[str, object]]:
     """The bytes and the receipt of an uninterrupted conversion, which is removed again."""
     convert(folder, recipe)
     path = folder / f"{recipe}.gguf"
-    result = path.read_bytes(), read_receipt(receipt_path(path))
+    result = path.read_bytes(), json.loads(receipt_path(path).read_text())
     path.unlink()
     receipt_path(path).unlink()
     return result
@@ -79,7 +79,7 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, folder: P
     (resumed,) = convert(folder, "Q4_K_M")
     assert resumed > 0.5 * share * len(expected)
     assert path.read_bytes() == expected
-    assert read_receipt(receipt_path(path)) == receipt
+    assert json.loads(receipt_path(path).read_text()) == receipt
     assert not part_path(path).exists()
     assert not journal_path(path).exists()
 
@@ -178,7 +178,7 @@ def test_the_receipt_states_the_error_that_a_reader_would_compute(folder: Path) 
 
     convert(folder, "Q4_K_M")
     path = folder / "Q4_K_M.gguf"
-    rows = {row["name"]: row for row in read_receipt(receipt_path(path))["tensors"]}
+    rows = {row["name"]: row for row in json.loads(receipt_path(path).read_text())["tensors"]}
     source = llama_tensors(llama_config(num_hidden_layers=6))
     for tensor in gguf.GGUFReader(path).tensors:
         if tensor.name not in ("blk.2.ffn_down.weight", "token_embd.weight", "output.weight"):

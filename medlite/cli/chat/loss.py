@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlite.errors import MedliteError
+from medlite.formats.receipt import stated_sha256
 
 if TYPE_CHECKING:
     from bench.run.record import RunRecord
@@ -112,21 +113,8 @@ def records_of(artifact: "Artifact", headers: dict[Path, dict[str, Any]]) -> lis
     same_size = [path for path, header in headers.items() if header["artifact"].get("n_bytes") == artifact.n_bytes]
     if not same_size:
         return []
-    digest = receipt_sha256(artifact) or measured_sha256(artifact.path)
+    digest = stated_sha256(artifact.path, artifact.n_bytes) or measured_sha256(artifact.path)
     return [path for path in same_size if headers[path]["artifact"].get("sha256") == digest]
-
-
-def receipt_sha256(artifact: "Artifact") -> str:
-    """The hash that the receipt of a single file states for a file of this size, else nothing."""
-    from quantize.gguf.receipt import read_receipt, receipt_path
-
-    try:
-        files = read_receipt(receipt_path(artifact.path)).get("files", [])
-    except MedliteError:
-        return ""
-    if len(files) != 1 or files[0].get("n_bytes") != artifact.n_bytes or not artifact.path.is_file():
-        return ""
-    return str(files[0].get("sha256", ""))
 
 
 def measured_sha256(path: Path) -> str:

@@ -116,8 +116,8 @@ def test_duplicate_keys_are_refused_where_asked() -> None:
     for hidden in (b'{"a": 1, "skip": {"k": 1, "k": 2}}', b'{"a": 1, "a": 1}'):
         with pytest.raises(CheckpointError, match="duplicate key"):
             decode_json(hidden, dict[str, msgspec.Raw], CheckpointError, where="x", unique_keys=True)
-    with pytest.raises(CheckpointError, match="not JSON"):  # passed over by msgspec, not by the check for duplicates
-        decode_json(b'{"n": 1, "x": %s}' % (b"9" * 5000), Whole, CheckpointError, where="x", unique_keys=True)
+    long = b'{"n": 1, "x": %s}' % (b"9" * 5000)
+    assert decode_json(long, Whole, CheckpointError, where="x", unique_keys=True) == Whole(1)
 
 
 def test_each_value_of_an_object_can_be_decoded_under_its_own_name() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from medlite.formats.gguf import read_header
+from medlite.formats.receipt import receipt_path
 from quantize.gguf.plan import make_plan
-from quantize.gguf.receipt import receipt_path
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.verify import verify
 from quantize.source.checkpoint import open_checkpoint

@@ -18,8 +18,8 @@ from medlite.errors import ArtifactError, CheckpointError, MedliteError, OutputE
 from medlite.files import part_path
 from medlite.formats.artifact import open_artifact
 from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME
+from medlite.formats.receipt import ONNX_RECEIPT_NAME
 from quantize.onnx.plan import make_onnx_plan
-from quantize.onnx.receipt import RECEIPT_NAME
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
 from quantize.onnx.write import OnnxWritten, write_onnx
@@ -194,6 +194,12 @@ def cut_data(path: Path) -> None:
         handle.truncate(10_000)
 
 
+def move_first_piece(receipt: Path, offset: int) -> None:
+    stated = json.loads(receipt.read_text())
+    stated["tensors"][0]["pieces"][0]["offset"] = offset
+    receipt.write_text(json.dumps(stated))
+
+
 DAMAGES = {
     "truncated data": cut_data,
     "no data": lambda path: (path / DATA_NAME).unlink(),
@@ -204,7 +210,8 @@ DAMAGES = {
     "facts that are a list": lambda path: (path / FACTS_NAME).write_text("[]"),
     "facts cut short": lambda path: (path / FACTS_NAME).write_text('{"schema": "medlite-onnx-1"'),
     "facts without sizes": lambda path: (path / FACTS_NAME).write_text('{"schema": "medlite-onnx-1"}'),
-    "receipt of another schema": lambda path: (path / RECEIPT_NAME).write_text('{"schema": "x"}'),
+    "receipt of another schema": lambda path: (path / ONNX_RECEIPT_NAME).write_text('{"schema": "x"}'),
+    "receipt with a piece past the end": lambda path: move_first_piece(path / ONNX_RECEIPT_NAME, 1 << 40),
 }
 
 
