@@ -70,14 +70,8 @@ BENCH_FLOORS = (
 
 # Debts of the move, to be paid before it ends: imports that the list forbids, circles, a library that prints.
 PENDING = {("quantize.onnx", "quantize.gguf"), ("quantize.stream", "quantize.gguf")}
-PENDING_CIRCLES = {
-    "quantize.onnx.config",
-    "quantize.onnx.graph",
-    "quantize.onnx.plan",
-    "quantize.source.checkpoint",
-    "quantize.source.torch_bin",
-}
-PENDING_ROOMS = {"quantize.match"}
+PENDING_CIRCLES = {"quantize.onnx.config", "quantize.onnx.graph", "quantize.onnx.plan"}
+PENDING_ROOMS: set[str] = set()
 
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "sentencepiece", "matplotlib"}

@@ -112,8 +112,9 @@ def command(
 
     from medlite.models.hub import find_checkpoint
     from quantize.gguf.imatrix import read_imatrix
-    from quantize.gguf.plan import make_plan
+    from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
+    from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.source.parity import ParityReport, check_metadata
     from quantize.stream.writer import Output, WriteSettings
@@ -154,25 +155,27 @@ def command(
         "--format onnx",
         {"--block": block, "--device": device, "--exporter": exporter, "--exporter-python": exporter_python},
     )
-    checkpoint = open_checkpoint(find_checkpoint(source, offline=offline))
+    model = match_checkpoint(open_checkpoint(find_checkpoint(source, offline=offline)))
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = []
     for recipe in dict.fromkeys(find_recipe(name) for name in recipes):
-        plan = make_plan(
-            checkpoint,
+        plan = plan_gguf(
+            model,
             recipe,
             overrides=tuple(map(parse_override, overrides)),
             importance=importance,
             max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
             pre_tokenizer=pre_tokenizer,
         )
-        outputs.append(Output(plan, output_path(checkpoint.folder, recipe.name, out, several=len(set(recipes)) > 1)))
+        outputs.append(
+            Output(plan, output_path(model.checkpoint.folder, recipe.name, out, several=len(set(recipes)) > 1))
+        )
     if dry_run:
         show_plans(outputs, as_json=as_json)
         return
 
     def check() -> ParityReport:
-        report = check_metadata(outputs[0].plan.metadata, checkpoint.folder)
+        report = check_metadata(outputs[0].plan.metadata, model.checkpoint.files)
         if not allow_mismatch:
             report.require()
         return report
@@ -269,8 +272,8 @@ def plan_json(plan: "QuantizationPlan", path: Path) -> dict[str, Any]:
             }
             for t in plan.tensors
         ],
-        "ignored": dict(plan.ignored),
-        "notes": list(plan.notes),
+        "ignored": dict(plan.model.ignored),
+        "notes": list(plan.model.notes),
     }
 
 
@@ -299,7 +302,7 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
                 tensor.reason,
             )
         stdout.print(table)
-        for name, reason in output.plan.ignored.items():
+        for name, reason in output.plan.model.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
         size = f"{output.plan.n_bytes:,} bytes ({format_bytes(output.plan.n_bytes)})"
         stdout.print(
@@ -313,7 +316,7 @@ def print_notes(outputs: "list[Output]") -> None:
     """Print what a user must know of the result, once."""
     from medlite.cli.display import stdout
 
-    for note in dict.fromkeys(note for output in outputs for note in output.plan.notes):
+    for note in dict.fromkeys(note for output in outputs for note in output.plan.model.notes):
         stdout.print(f"[yellow]note:[/yellow] {note}", soft_wrap=True)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from quantize.onnx.plan import FolderPlan
     from quantize.onnx.recipes import OnnxRecipe
     from quantize.onnx.write import OnnxWritten
-    from quantize.source.checkpoint import Checkpoint
     from quantize.stream.writer import WriteSettings
 
 
@@ -65,15 +64,15 @@ def plans_of(
     folder: Path, recipes: "list[OnnxRecipe]", beside: Path, options: OnnxOptions
 ) -> "Iterator[list[FolderPlan]]":
     """A plan for each recipe. With --exporter optimum its float32 export lies under `beside` meanwhile."""
-    from quantize.onnx.plan import make_onnx_plan
+    from quantize.match import match_checkpoint
+    from quantize.onnx.plan import plan_onnx
     from quantize.onnx.recipes import DEFAULT_BLOCK
     from quantize.source.checkpoint import open_checkpoint
 
     block = options.block or DEFAULT_BLOCK
     if options.exporter == "medlite":
-        checkpoint = open_checkpoint(folder)
-        refuse_unknown(checkpoint)
-        yield [make_onnx_plan(checkpoint, recipe, block=block, device=options.device) for recipe in recipes]
+        model = match_checkpoint(open_checkpoint(folder))
+        yield [plan_onnx(model, recipe, block=block, device=options.device) for recipe in recipes]
         return
     from quantize.onnx.exported import open_source, plan_export
     from quantize.onnx.optimum import exported
@@ -92,18 +91,6 @@ def plans_of(
         )
     with exported(folder, beside, options.exporter_python) as export:
         yield [plan_export(source, export, recipe, block) for recipe in recipes]
-
-
-def refuse_unknown(checkpoint: "Checkpoint") -> None:
-    """Raise CheckpointError, with the way out, where no table of ours knows the architecture."""
-    from medlite.errors import CheckpointError
-    from quantize.families import find_family
-
-    try:
-        find_family(checkpoint.config)
-    except CheckpointError as error:
-        error.hint = f"{error.hint}; --exporter optimum exports BioGPT, the GPT-2 family and others"
-        raise
 
 
 def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:

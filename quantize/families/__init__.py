@@ -21,10 +21,12 @@ FAMILIES: dict[str, Family] = {
 def find_family(config: Config) -> Family:
     """The row for config.architectures[0]. Raises CheckpointError listing the known ones."""
     names = config.get("architectures")
+    hint = (
+        f"known: {', '.join(sorted(FAMILIES))}; --format onnx --exporter optimum exports BioGPT, the GPT-2 family and "
+        "others"
+    )
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        raise CheckpointError(f"config.json: architectures is {names!r}, a list with one name was needed")
+        raise CheckpointError(f"config.json: architectures is {names!r}, a list with one name was needed", hint)
     if names[0] not in FAMILIES:
-        raise CheckpointError(
-            f"config.json: unknown architecture {names[0]}", hint=f"known: {', '.join(sorted(FAMILIES))}"
-        )
+        raise CheckpointError(f"config.json: unknown architecture {names[0]}", hint)
     return FAMILIES[names[0]]

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from medlite.errors import CheckpointError
 from medlite.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, Header, Kind, Value, pack_header, pad_to, place_tensors
-from quantize.families import find_family
-from quantize.families.config import head_counts, positive
-from quantize.families.family import Family, text_config
-from quantize.gguf.plan import file_order
+from quantize.families.config import positive
 from quantize.gguf.recipes import Recipe, TensorShape, choose_types
+from quantize.match import expected_tensors, file_order, hyperparameters, match_config, query_heads_per_kv_head
 
 # What a vocabulary takes in the file per token: text, type, and merges or score. Measured on Llama 3's and Llama 2's.
 BPE_BYTES_PER_TOKEN, SENTENCEPIECE_BYTES_PER_TOKEN = 61, 23
@@ -27,25 +24,23 @@ class Outline:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises CheckpointError naming what the config lacks, or what the runtime does not compute."""
-        self.family = find_family(config)
-        self.config = text_config(config, self.family)
-        self.tensors = _tensors(self.family, self.config)
+        self.family, self.config = match_config(config)
+        shapes = {name: shape for name, (_, shape) in expected_tensors(self.family, self.config).items()}
+        extras = {extra.name: extra.values.shape for extra in self.family.extras(self.config)}
+        self.n_params = sum(map(math.prod, shapes.values()))
+        rows = (TensorShape(name, shape) for name, shape in (shapes | extras).items())
+        self.tensors = sorted(rows, key=lambda row: file_order(row.name))
         prefix = self.family.gguf_name
         self.metadata = {
             "general.architecture": Value(Kind.STRING, prefix),
             f"{prefix}.vocab_size": Value(Kind.UINT32, positive(self.config, "vocab_size")),
-            **{f"{prefix}.{key}": value for key, value in self.family.metadata(self.config).items()},
+            **hyperparameters(self.family, self.config),
         }
-
-    @property
-    def n_params(self) -> int:
-        """Parameters; what only the config states (rotary factors) is none."""
-        return sum(math.prod(row.shape) for row in self.tensors if not row.name.startswith("rope_"))
 
     @property
     def n_vocabulary_bytes(self) -> int:
         """About what the vocabulary adds to the file."""
-        n_vocab = int(self.metadata[f"{self.family.gguf_name}.vocab_size"].value)
+        n_vocab = positive(self.config, "vocab_size")
         sentencepiece = self.family.has_sentencepiece(self.config)
         return n_vocab * (SENTENCEPIECE_BYTES_PER_TOKEN if sentencepiece else BPE_BYTES_PER_TOKEN)
 
@@ -54,11 +49,10 @@ class Outline:
 
         A recipe that needs an importance matrix is taken to have one.
         """
-        n_head, n_head_kv = head_counts(self.config)
         choices = choose_types(
             recipe,
             self.tensors,
-            n_gqa=n_head // n_head_kv,
+            n_gqa=query_heads_per_kv_head(self.config),
             has_imatrix=recipe.needs_imatrix,
             is_70b=self.family.is_70b(self.config),
         )
@@ -72,22 +66,3 @@ class Outline:
         f32 = GGML_TYPES["F32"]
         header = pack_header(self.metadata, place_tensors([(row.name, f32, row.shape) for row in self.tensors]))
         return pad_to(len(header) + self.n_vocabulary_bytes, DEFAULT_ALIGNMENT)
-
-
-def _tensors(family: Family, config: Mapping[str, Any]) -> list[TensorShape]:
-    """Every tensor that the rules make of a complete checkpoint, in llama.cpp's order."""
-    shapes = family.shapes(config)
-    tied = bool(config.get("tie_word_embeddings"))
-    found: dict[str, TensorShape] = {}
-    for rule in family.rules:
-        if rule.optional or (rule.target == "output.weight" and tied):
-            continue
-        inner = rule.target.removeprefix("blk.{0}.")
-        if inner not in shapes:
-            raise CheckpointError(f"{family.hf_name}: the config does not say the shape of {rule.target}")
-        for layer in range(config["num_hidden_layers"]) if inner != rule.target else (0,):
-            name = rule.target.format(layer)
-            found[name] = TensorShape(name, shapes[inner])
-    for extra in family.extras(config):
-        found[extra.name] = TensorShape(extra.name, extra.values.shape)
-    return sorted(found.values(), key=lambda row: file_order(row.name))

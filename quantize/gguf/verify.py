@@ -17,9 +17,10 @@ from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo, read_header
 from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
-from quantize.gguf.plan import Importance, QuantizationPlan, make_plan
+from quantize.gguf.plan import Importance, QuantizationPlan, plan_gguf
 from quantize.gguf.receipt import range_sha256, sqnr_db
 from quantize.gguf.recipes import RECIPES
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import Checkpoint, RowReader
 from quantize.stream import ggml
 from quantize.stream.slabs import SLAB_WEIGHTS, SlabEncoder, slabs_of
@@ -170,7 +171,7 @@ def _plan_with_types(
     checkpoint: Checkpoint, types: Mapping[str, str], importance: Importance | None
 ) -> QuantizationPlan:
     """A plan whose tensors have the types that the file has; its offsets mean nothing."""
-    plan = make_plan(checkpoint, RECIPES["BF16"])
+    plan = plan_gguf(match_checkpoint(checkpoint), RECIPES["BF16"])
     tensors = tuple(
         replace(tensor, info=replace(tensor.info, type=GGML_TYPES[types[tensor.info.name]]))
         if tensor.info.name in types

@@ -11,7 +11,6 @@ from typing import Any
 from medlite.errors import CheckpointError
 from medlite.formats.onnx_folder import FACTS_NAME, MODEL_NAME, SCHEMA
 from quantize.onnx.plan import OnnxPlan
-from quantize.source.checkpoint import read_json_object
 
 TOKENIZER_NAME = "tokenizer.json"
 # fmt: off
@@ -45,9 +44,9 @@ def companion_files(plan: OnnxPlan) -> dict[str, Path | dict[str, Any]]:
 
 def facts(plan: OnnxPlan) -> dict[str, Any]:
     """medlite.json: what medlite.formats.artifact and the engine read before anything is loaded."""
-    decoder, metadata = plan.decoder, plan.gguf.metadata
-    template = metadata.get("tokenizer.chat_template")
-    name = metadata.get("general.name")
+    decoder = plan.decoder
+    template = plan.model.vocabulary().get("tokenizer.chat_template")
+    name = plan.model.general.get("general.name")
     return {
         "schema": SCHEMA,
         "name": str(name.value) if name else plan.checkpoint.folder.name,
@@ -129,26 +128,24 @@ def _special_ids(plan: OnnxPlan) -> dict[str, int]:
     prefix, suffix = "tokenizer.ggml.", "_token_id"
     return {
         key[len(prefix) : -len(suffix)]: int(value.value)
-        for key, value in plan.gguf.metadata.items()
+        for key, value in plan.model.vocabulary().items()
         if key.startswith(prefix) and key.endswith(suffix)
     }
 
 
 def special_tokens(plan: OnnxPlan) -> dict[str, str]:
     """bos_token, eos_token, unk_token, pad_token as text, as chat templates name them."""
-    ids, tokens = _special_ids(plan), plan.gguf.metadata["tokenizer.ggml.tokens"].value
+    ids, tokens = _special_ids(plan), plan.model.vocabulary()["tokenizer.ggml.tokens"].value
     names = (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))
     return {name: tokens[ids[key]] for name, key in names if key in ids}
 
 
 def end_tokens(plan: OnnxPlan) -> list[int]:
     """Every token that ends a turn: as the configs say, as the tokenizer says, and by its text."""
-    folder, n_vocab = plan.checkpoint.folder, plan.decoder.n_vocab
-    ids = _special_ids(plan)
-    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(plan.checkpoint.config)
-    if (folder / "generation_config.json").is_file():
-        found |= stated_ends(read_json_object(folder / "generation_config.json"))
-    tokens = plan.gguf.metadata["tokenizer.ggml.tokens"].value
+    ids, n_vocab = _special_ids(plan), plan.decoder.n_vocab
+    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(plan.model.config)
+    found |= stated_ends(plan.checkpoint.files.object_if_any("generation_config.json"))
+    tokens = plan.model.vocabulary()["tokenizer.ggml.tokens"].value
     places = {text: i for i, text in enumerate(tokens)}
     found |= {places[text] for text in END_TEXTS if text in places}
     return sorted(token for token in found if 0 <= token < n_vocab)

@@ -10,7 +10,7 @@ from quantize.families import FAMILIES
 from quantize.families.config import head_counts, head_dim, number, positive
 from quantize.families.family import Arithmetic, Layer
 from quantize.families.rope import RotaryTable
-from quantize.gguf.plan import QuantizationPlan
+from quantize.match import SourceModel
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Decoder:
         return self.tables[0].n_short if self.tables[0].long else 0
 
 
-def read_decoder(plan: QuantizationPlan) -> Decoder:
-    """The decoder that `plan` describes. Raises CheckpointError where the graph has no words for the family."""
-    family, config = plan.family, plan.checkpoint.config
+def read_decoder(model: SourceModel) -> Decoder:
+    """What `model` computes. Raises CheckpointError where the graph has no words for the family."""
+    family, config = model.family, model.config
     arithmetic = family.arithmetic
     if arithmetic is None:
         raise CheckpointError(
@@ -48,7 +48,7 @@ def read_decoder(plan: QuantizationPlan) -> Decoder:
             hint=f"known to --format onnx: {', '.join(name for name, row in FAMILIES.items() if row.arithmetic)}; "
             "--format gguf knows it",
         )
-    shapes = {tensor.info.name: tensor.info.shape for tensor in plan.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     n_vocab, hidden = shapes["token_embd.weight"]
     n_head, n_head_kv = head_counts(config)
     return Decoder(

@@ -11,7 +11,8 @@ from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe
 from quantize.onnx.rewrite import ExportedGraph, ExportedPlan, rewrite
-from quantize.source.checkpoint import Checkpoint, SourceTensor, read_json_object
+from quantize.source.checkpoint import Checkpoint, SourceFiles
+from quantize.source.tensor import SourceTensor
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -26,14 +27,13 @@ def open_source(folder: Path) -> Checkpoint:
 
     Each file stands as one tensor of bytes, so that receipts name and hash it. Raises CheckpointError.
     """
-    config = read_json_object(folder / "config.json")
+    small = SourceFiles(folder)
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise CheckpointError(f"{folder}: no *.safetensors and no pytorch_model*.bin", hint="is the download complete?")
     sizes = {path: path.stat().st_size for path in files}
-    return Checkpoint(
-        folder, config, {path.name: SourceTensor(path.name, "U8", (n,), path, 0, n) for path, n in sizes.items()}
-    )
+    tensors = {path.name: SourceTensor(path.name, "U8", (n,), path, 0, n) for path, n in sizes.items()}
+    return Checkpoint(small, small.object("config.json"), tensors)
 
 
 def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> ExportedPlan:
@@ -77,7 +77,7 @@ def _facts(plan: ExportedPlan, graph: ExportedGraph, n_vocab: int) -> dict[str, 
     """medlite.json, as quantize.onnx.config writes it for our own graphs."""
     checkpoint = plan.checkpoint
     n_layer, n_head_kv, head_dim = _cache_shape(graph)
-    settings = _optional(checkpoint.folder / "tokenizer_config.json")
+    settings = checkpoint.files.object_if_any("tokenizer_config.json")
     template = settings.get("chat_template")
     if not isinstance(template, str) and isinstance(file := plan.files.get("chat_template.jinja"), Path):
         template = file.read_text(encoding="utf-8")
@@ -105,10 +105,6 @@ def _facts(plan: ExportedPlan, graph: ExportedGraph, n_vocab: int) -> dict[str, 
     }
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
-
-
 def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token ... as text, from tokenizer_config.json, where they stand alone or as an object."""
     stated = {name: settings.get(name) for name in SPECIAL_NAMES}
@@ -118,8 +114,8 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 def _end_tokens(plan: ExportedPlan, n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, and by its text."""
-    folder = plan.checkpoint.folder
-    found = stated_ends(plan.checkpoint.config) | stated_ends(_optional(folder / "generation_config.json"))
+    found = stated_ends(plan.checkpoint.config)
+    found |= stated_ends(plan.checkpoint.files.object_if_any("generation_config.json"))
     if isinstance(tokenizer := plan.files.get(TOKENIZER_NAME), Path):
         added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens") or []
         found |= {token["id"] for token in added if token.get("content") in END_TEXTS}

@@ -1,7 +1,6 @@
 """The whole ONNX folder, decided from headers before a byte is written: as quantize.gguf.plan, for the other format.
 
-It starts from the GGUF plan, so that both formats read a checkpoint by the same rules, and gives each tensor its
-storage and its places in the one external data file.
+It gives each tensor of the matched model its storage and its places in the one external data file.
 """
 
 import math
@@ -19,8 +18,7 @@ from medlite.errors import CheckpointError, RecipeError
 from medlite.formats.gguf import pad_to
 from quantize.families.rope import RotaryTable
 from quantize.families.transforms import KEEP, PERMUTE_ROPE, Transform
-from quantize.gguf.plan import PlannedTensor, QuantizationPlan, make_plan
-from quantize.gguf.recipes import RECIPES
+from quantize.match import ModelTensor, SourceModel, match_checkpoint
 from quantize.onnx.decoder import Decoder, read_decoder
 from quantize.onnx.recipes import OnnxRecipe, Storage, choose_storage
 from quantize.source.checkpoint import Checkpoint
@@ -68,7 +66,7 @@ class RotaryCache:
 class OnnxTensor:
     """One tensor of the model: where its values come from, how they are stored, and where.
 
-    tensor: the GGUF plan's, None for a rotary cache. array: its values, where another exporter's graph holds them.
+    tensor: the model's, None for a rotary cache. array: its values, where another exporter's graph holds them.
     shape: (n_rows, row_length), or (row_length,).
     """
 
@@ -76,7 +74,7 @@ class OnnxTensor:
     shape: tuple[int, ...]
     storage: Storage
     pieces: tuple[Piece, ...]
-    tensor: PlannedTensor | None = None
+    tensor: ModelTensor | None = None
     cache: RotaryCache | None = None
     array: NDArray[np.float32] | None = field(default=None, compare=False)
 
@@ -95,8 +93,11 @@ class OnnxTensor:
     @property
     def transform(self) -> Transform:
         """What the values need. The graph rotates halves as the source does, so Q and K rows stay in order."""
-        rule = self.tensor.rule if self.tensor else None
-        return KEEP if rule is None or rule.transform is PERMUTE_ROPE else rule.transform
+        return KEEP if self.tensor is None or self.tensor.transform is PERMUTE_ROPE else self.tensor.transform
+
+    @property
+    def row_group(self) -> int:
+        return 1 if self.tensor is None or self.transform is KEEP else self.tensor.row_group
 
 
 class FolderPlan(Protocol):
@@ -133,9 +134,9 @@ class FolderPlan(Protocol):
 
 @dataclass(frozen=True)
 class OnnxPlan:
-    """Everything about one ONNX folder. gguf: the plan that gave tensors, metadata and vocabulary."""
+    """Everything about one ONNX folder."""
 
-    gguf: QuantizationPlan
+    model: SourceModel
     decoder: Decoder
     recipe: OnnxRecipe
     block: int
@@ -145,7 +146,7 @@ class OnnxPlan:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        return self.gguf.checkpoint
+        return self.model.checkpoint
 
     @property
     def architecture(self) -> str:
@@ -165,7 +166,7 @@ class OnnxPlan:
 
     @property
     def ignored(self) -> Mapping[str, str]:
-        return self.gguf.ignored
+        return self.model.ignored
 
     @property
     def made_by(self) -> Mapping[str, str]:
@@ -192,38 +193,42 @@ class OnnxPlan:
 
 
 def make_onnx_plan(checkpoint: Checkpoint, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> OnnxPlan:
+    """As `plan_onnx`, of a checkpoint that is not matched yet."""
+    return plan_onnx(match_checkpoint(checkpoint), recipe, block=block, device=device)
+
+
+def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> OnnxPlan:
     """The plan for one recipe, from headers only.
 
-    Raises CheckpointError as quantize.gguf.plan does and where the graph cannot express the model, RecipeError
-    where the block does not fit.
+    Raises CheckpointError as quantize.match does and where the graph cannot express the model, RecipeError where the
+    block does not fit.
     """
     if device not in DEVICES:
         raise RecipeError(f"--device {device}: unknown", hint=f"one of {', '.join(DEVICES)}")
-    gguf = make_plan(checkpoint, RECIPES["BF16"])
-    decoder = read_decoder(gguf)
+    decoder = read_decoder(model)
     if device == "cuda" and not decoder.arithmetic.fits_float16:
         raise CheckpointError(
-            f"config.json: {gguf.family.hf_name} leaves the range of float16, which a CUDA graph computes in",
+            f"config.json: {model.family.hf_name} leaves the range of float16, which a CUDA graph computes in",
             hint="--device cpu, or --format gguf, which runs it on CUDA",
         )
     floats = 16 if device == "cuda" else 32
     tensors: list[OnnxTensor] = []
     end = 0
-    for planned in gguf.tensors:
-        if planned.extra is not None:  # rotary factors: they are in the caches
+    for tensor in model.tensors:
+        if not tensor.is_parameter:  # rotary factors: they are in the caches
             continue
-        shape = planned.info.shape
-        storage = choose_storage(recipe, block, planned.info.name, shape)
+        name, shape = tensor.name, tensor.shape
+        storage = choose_storage(recipe, block, name, shape)
         if storage.blocks is None and len(shape) < 2:
             storage = Storage(floats, None, storage.reason)
-        pieces, end = place(planned.info.name, shape, storage, end)
-        tensors.append(OnnxTensor(planned.info.name, shape, storage, pieces, tensor=planned))
+        pieces, end = place(name, shape, storage, end)
+        tensors.append(OnnxTensor(name, shape, storage, pieces, tensor=tensor))
     for name, cache in _caches(decoder):
         shape = (cache.table.n_rows(decoder.n_context), decoder.head_dim // 2)
         storage = Storage(floats, None, "computed from the config")
         pieces, end = place(name, shape, storage, end)
         tensors.append(OnnxTensor(name, shape, storage, pieces, cache=cache))
-    return OnnxPlan(gguf, decoder, recipe, block, device, tuple(tensors), end)
+    return OnnxPlan(model, decoder, recipe, block, device, tuple(tensors), end)
 
 
 def _caches(decoder: Decoder) -> Iterator[tuple[str, RotaryCache]]:
@@ -268,8 +273,7 @@ def slabs_of(plan: FolderPlan) -> Iterator[OnnxSlab]:
     """The plan's tensors in order, cut into about SLAB_WEIGHTS weights, never inside a transform's row group."""
     number = 0
     for index, tensor in enumerate(plan.tensors):
-        group = tensor.transform.row_group(plan.checkpoint.config)
-        step = max(SLAB_WEIGHTS // tensor.shape[-1] // group, 1) * group
+        step = max(SLAB_WEIGHTS // tensor.shape[-1] // tensor.row_group, 1) * tensor.row_group
         for first in range(0, tensor.n_rows, step):
             yield OnnxSlab(number, index, first, min(step, tensor.n_rows - first))
             number += 1

@@ -79,7 +79,7 @@ class OnnxSlabEncoder:
         self.reader.read_into(source, slab.first_row, self.raw[:n_bytes].data)
         rows: NDArray[Any] = self.raw[:n_bytes].view(VIEWS[source.dtype]).reshape(slab.n_rows, source.row_length)
         wide = to_float32(Rows(source.dtype, rows))
-        return tensor.transform.apply(wide, tensor.transform.row_group(self.plan.checkpoint.config))
+        return tensor.transform.apply(wide, tensor.row_group)
 
     def _check_finite(self, tensor: OnnxTensor, slab: OnnxSlab, values: NDArray[np.float32]) -> None:
         finite = np.isfinite(values).all(axis=1)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
+from medlite.formats.json import read_json
+from quantize.source.tensor import DTYPE_BYTES, SourceTensor
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 INDEX_NAME = "model.safetensors.index.json"
@@ -22,84 +24,71 @@ SINGLE_NAME = "model.safetensors"
 # The index and the only file of each layout, the first that is there is read.
 LAYOUTS = ((INDEX_NAME, SINGLE_NAME), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 
-# Bytes of one element. Source: safetensors/src/tensor.rs, Dtype. Only FLOAT_DTYPES can be weights of a plan.
-# fmt: off
-DTYPE_BYTES: dict[str, int] = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
-    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
-}
-# fmt: on
-FLOAT_DTYPES = ("F32", "F16", "BF16")
 
+class SourceFiles:
+    """The small JSON files of a folder, each read and parsed at most once. What they hold must not be changed."""
 
-@dataclass(frozen=True)
-class SourceTensor:
-    """A tensor of the checkpoint. shape: outermost first. offset: of its first byte in `path`."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._objects: dict[str, dict[str, Any]] = {}
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    offset: int
-    n_bytes: int
+    def path(self, name: str) -> Path:
+        return self.folder / name
 
-    @property
-    def row_length(self) -> int:
-        return self.shape[-1] if self.shape else 1
+    def has(self, name: str) -> bool:
+        return name in self._objects or self.path(name).is_file()
 
-    @property
-    def row_bytes(self) -> int:
-        return self.row_length * DTYPE_BYTES[self.dtype]
+    def object(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file. Raises CheckpointError where it is missing or anything else."""
+        if name not in self._objects:
+            self._objects[name] = read_json_object(self.path(name))
+        return self._objects[name]
 
-    @property
-    def n_rows(self) -> int:
-        return math.prod(self.shape[:-1])
+    def object_if_any(self, name: str) -> dict[str, Any]:
+        """As `object`, but empty where there is no such file."""
+        return self.object(name) if self.has(name) else {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The config and the tensor headers of a Hugging Face folder."""
+    """The config, the small files and the tensor headers of a Hugging Face folder."""
 
-    folder: Path
+    files: SourceFiles
     config: Mapping[str, Any]
     tensors: Mapping[str, SourceTensor]
+
+    @property
+    def folder(self) -> Path:
+        return self.files.folder
 
     @property
     def n_bytes(self) -> int:
         return sum(tensor.n_bytes for tensor in self.tensors.values())
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`. Raises CheckpointError where it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing", hint="SOURCE must be a complete Hugging Face folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}", hint="download the file again") from error
-
-
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises CheckpointError where it is anything else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, an object was needed")
-    return value
+    """The JSON object in `path`. Raises CheckpointError where it is missing or anything else."""
+    return read_json(path, dict[str, Any], CheckpointError, hint="download the file again; medlite pull resumes")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, headers only. Raises CheckpointError naming the file and what is wrong."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder", hint="SOURCE is a folder with config.json and *.safetensors")
-    config = read_json_object(folder / "config.json")
+    files = SourceFiles(folder)
+    config = files.object("config.json")
+    index, single = _layout(folder)
+    weight_map = _weight_map(files, index.name) if index.exists() else {}
     tensors: dict[str, SourceTensor] = {}
-    for shard in _shards(folder):
+    for shard in _shards(index, weight_map) if index.exists() else [single]:
         for tensor in read_header(shard):
             if tensor.name in tensors:
                 raise CheckpointError(f"{shard}: {tensor.name} stands also in {tensors[tensor.name].path.name}")
             tensors[tensor.name] = tensor
-    _check_index(folder, tensors)
-    return Checkpoint(folder, config, tensors)
+    for name, file_name in weight_map.items():
+        if name not in tensors or tensors[name].path.name != file_name:
+            raise CheckpointError(f"{folder / file_name}: {name} is missing, {index.name} puts it there")
+    return Checkpoint(files, config, tensors)
 
 
 def read_header(shard: Path) -> list[SourceTensor]:
@@ -122,38 +111,26 @@ def _layout(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The files that make the checkpoint, in order."""
-    index, single = _layout(folder)
-    if index.exists():
-        names = sorted(set(_weight_map(index).values()))
-        for name in names:
-            if Path(name).name != name:
-                raise CheckpointError(f"{index}: shard {name!r} leaves the folder")
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder / name}: missing shard, named by {index.name}",
-                    hint="download the missing shard; medlite pull resumes",
-                )
-        return [folder / name for name in names]
-    return [single]
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json_object(index).get("weight_map")
+def _weight_map(files: SourceFiles, name: str) -> dict[str, str]:
+    """Tensor name -> file name, as the index has it. Raises CheckpointError where it is malformed."""
+    weight_map = files.object(name).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map is not an object of file names")
+        raise CheckpointError(f"{files.path(name)}: weight_map is not an object of file names")
     return weight_map
 
 
-def _check_index(folder: Path, tensors: Mapping[str, SourceTensor]) -> None:
-    """Raise CheckpointError if the index names a tensor that its shard does not hold."""
-    index, _ = _layout(folder)
-    if not index.exists():
-        return
-    for name, shard in _weight_map(index).items():
-        if name not in tensors or tensors[name].path.name != shard:
-            raise CheckpointError(f"{folder / shard}: {name} is missing, {index.name} puts it there")
+def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    """The files that the index names, in order. Raises CheckpointError where one is missing."""
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: shard {name!r} leaves the folder")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index.parent / name}: missing shard, named by {index.name}",
+                hint="download the missing shard; medlite pull resumes",
+            )
+    return [index.parent / name for name in names]
 
 
 def read_safetensors_header(path: Path) -> list[SourceTensor]:

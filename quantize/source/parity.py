@@ -16,7 +16,7 @@ from medlite.errors import TokenizerError
 from medlite.formats.gguf import Value, pack_header, read_header
 from medlite.formats.tokenizer_json import read_tokenizer
 from medlite.native import Vocabulary, open_vocabulary
-from quantize.source.checkpoint import read_json_object
+from quantize.source.checkpoint import SourceFiles
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
 from quantize.source.special_tokens import read_chat_template_file
 
@@ -47,27 +47,27 @@ class ParityReport:
             )
 
 
-def check_metadata(metadata: Mapping[str, Value], folder: Path) -> ParityReport:
+def check_metadata(metadata: Mapping[str, Value], files: SourceFiles) -> ParityReport:
     """`check_tokenizer` for an artifact that is only planned: its metadata, written to a file without tensors."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         path.write_bytes(pack_header(metadata, []))
-        return _check(path, {key: value.value for key, value in metadata.items()}, folder)
+        return _check(path, {key: value.value for key, value in metadata.items()}, files)
 
 
-def check_tokenizer(artifact_path: Path, folder: Path) -> ParityReport:
-    """Compare the artifact's tokenizer and chat template with those of the checkpoint in `folder`.
+def check_tokenizer(artifact_path: Path, files: SourceFiles) -> ParityReport:
+    """Compare the artifact's tokenizer and chat template with the checkpoint's `files`.
 
     Raises TokenizerError if the source's tokenizer.json cannot be loaded, ArtifactError if llama.cpp refuses the
     artifact's vocabulary. A difference is reported, not raised.
     """
     metadata = {key: value.value for key, value in read_header(artifact_path).metadata.items()}
-    return _check(artifact_path, metadata, folder)
+    return _check(artifact_path, metadata, files)
 
 
-def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityReport:
+def _check(path: Path, metadata: Mapping[str, Any], files: SourceFiles) -> ParityReport:
     """path: a GGUF file with the vocabulary. metadata: its values."""
-    stated = folder / "tokenizer.json"
+    stated = files.path("tokenizer.json")
     source = read_tokenizer(stated, TokenizerError, "download the file again")[0] if stated.is_file() else None
     not_checked: list[str] = []
     mismatches: list[str] = []
@@ -80,7 +80,7 @@ def _check(path: Path, metadata: Mapping[str, Any], folder: Path) -> ParityRepor
                 n, found = _compare(source, vocabulary, TEXTS, adds_special=adds_special)
                 n_tokens += n
                 mismatches += found
-        prompts, problem = _prompts(metadata, folder)
+        prompts, problem = _prompts(metadata, files)
         if prompts is None:
             (not_checked if problem in (NO_TEMPLATE, REFUSES_ALL) else mismatches).append(problem)
         elif source is not None:
@@ -120,9 +120,9 @@ def _shown(ids: Sequence[int], source: Any) -> str:
 # --- chat templates --------------------------------------------------------------------------------------------------
 
 
-def _prompts(metadata: Mapping[str, Any], folder: Path) -> tuple[list[str] | None, str]:
+def _prompts(metadata: Mapping[str, Any], files: SourceFiles) -> tuple[list[str] | None, str]:
     """CONVERSATIONS as the artifact's template renders them, or None and why there is nothing to compare."""
-    stated, tokens = source_template(folder)
+    stated, tokens = source_template(files)
     ours = metadata.get("tokenizer.chat_template")
     if stated is None and ours is None:
         return None, NO_TEMPLATE
@@ -148,14 +148,13 @@ def _prompts(metadata: Mapping[str, Any], folder: Path) -> tuple[list[str] | Non
     return (prompts, "") if prompts else (None, REFUSES_ALL)
 
 
-def source_template(folder: Path) -> tuple[str | None, dict[str, str]]:
+def source_template(files: SourceFiles) -> tuple[str | None, dict[str, str]]:
     """The checkpoint's default chat template and its special tokens as text, as Transformers reads them.
 
     chat_template.jinja wins over tokenizer_config.json (transformers tokenization_utils_base.py, from_pretrained).
     """
-    path = folder / "tokenizer_config.json"
-    stated = read_json_object(path) if path.is_file() else {}
-    found = read_chat_template_file(folder)
+    stated = files.object_if_any("tokenizer_config.json")
+    found = read_chat_template_file(files)
     template = found if found is not None else stated.get("chat_template")
     if isinstance(template, list):
         template = next((row.get("template") for row in template if row.get("name") == "default"), None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from medlite.errors import TokenizerError
 from medlite.formats.gguf import Kind, Value
-from quantize.source.checkpoint import read_json_object
+from quantize.source.checkpoint import SourceFiles
 
 # Kind of special token -> its GGUF key (the spelling of "seperator" is the format's). Source: gguf constants.py.
 # fmt: off
@@ -20,31 +20,31 @@ ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_i
 STATED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
-def special_tokens(folder: Path, tokenizer: Mapping[str, Any] | None, n_vocab: int) -> dict[str, Value]:
+def special_tokens(files: SourceFiles, tokenizer: Mapping[str, Any] | None, n_vocab: int) -> dict[str, Value]:
     """The tokenizer.* keys of special tokens and the chat template.
 
     tokenizer: the tokenizer.json beside the weights, None where there is none. Ids of n_vocab and more are left
     out: the model has no such embedding.
     """
-    path = folder / "tokenizer_config.json"
-    stated = read_json_object(path) if path.is_file() else {}
+    has_config = files.has("tokenizer_config.json")
+    stated = files.object_if_any("tokenizer_config.json")
     texts = {kind: text for kind in STATED_KINDS if (text := _text(stated.get(f"{kind}_token"))) is not None}
     flags: dict[str, bool] = {}
     if tokenizer is not None:
         texts.setdefault("bos", texts.get("cls", ""))
         texts.setdefault("eos", texts.get("sep", ""))
-        flags = _flags_of_post_processor(folder, tokenizer, texts)
+        flags = _flags_of_post_processor(files.path("tokenizer.json"), tokenizer, texts)
     for kind in STATED_KINDS:
         if isinstance(stated.get(f"add_{kind}_token"), bool):
             flags.setdefault(kind, stated[f"add_{kind}_token"])
-    ids = _ids(folder, tokenizer, texts if path.is_file() else {}, n_vocab)
+    ids = _ids(files, tokenizer, texts if has_config else {}, n_vocab)
     result = {f"tokenizer.ggml.{ID_KEYS[kind]}": Value(Kind.UINT32, index) for kind, index in ids.items()}
     result |= {
         f"tokenizer.ggml.add_{kind}_token": Value(Kind.BOOL, flag)
         for kind, flag in flags.items()
         if kind in ("bos", "eos", "sep")
     }
-    return result | _chat_templates(folder, stated)
+    return result | _chat_templates(files, stated)
 
 
 def _text(stated: Any) -> str | None:
@@ -53,13 +53,15 @@ def _text(stated: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _ids(folder: Path, tokenizer: Mapping[str, Any] | None, texts: Mapping[str, str], n_vocab: int) -> dict[str, int]:
+def _ids(
+    files: SourceFiles, tokenizer: Mapping[str, Any] | None, texts: Mapping[str, str], n_vocab: int
+) -> dict[str, int]:
     """The id of each special token: by its text among the added tokens, else as config.json states it."""
     added: dict[str, int] = {}
     for entry in (tokenizer or {}).get("added_tokens") or []:
         if isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("content"), str):
             added.setdefault(entry["content"], entry["id"])
-    config = read_json_object(folder / "config.json")
+    config = files.object("config.json")
     nested = config.get("text_config")
     ids: dict[str, int] = {}
     for kind in (*STATED_KINDS, "eot"):
@@ -70,13 +72,13 @@ def _ids(folder: Path, tokenizer: Mapping[str, Any] | None, texts: Mapping[str, 
         for index in candidates:
             if isinstance(index, int) and not isinstance(index, bool) and index < n_vocab:
                 if index < 0:
-                    raise TokenizerError(f"{folder}: {kind}_token_id is {index}")
+                    raise TokenizerError(f"{files.folder}: {kind}_token_id is {index}")
                 ids[kind] = index
                 break
     return ids
 
 
-def _flags_of_post_processor(folder: Path, tokenizer: Mapping[str, Any], texts: dict[str, str]) -> dict[str, bool]:
+def _flags_of_post_processor(path: Path, tokenizer: Mapping[str, Any], texts: dict[str, str]) -> dict[str, bool]:
     """Which special tokens are put around a text. Corrects `texts` where the template contradicts them."""
     stated = tokenizer.get("post_processor")
     if not stated:
@@ -91,8 +93,7 @@ def _flags_of_post_processor(folder: Path, tokenizer: Mapping[str, Any], texts: 
             flags |= _flags_of_template(step, texts)
         else:
             raise TokenizerError(
-                f"{folder / 'tokenizer.json'}: post-processor {kind!r} is not known",
-                hint="known: ByteLevel, TemplateProcessing",
+                f"{path}: post-processor {kind!r} is not known", hint="known: ByteLevel, TemplateProcessing"
             )
     return flags
 
@@ -133,13 +134,13 @@ def _sequence(entry: Any) -> str | None:
     return found.get("id") if isinstance(found, dict) else None
 
 
-def _chat_templates(folder: Path, stated: Mapping[str, Any]) -> dict[str, Value]:
+def _chat_templates(files: SourceFiles, stated: Mapping[str, Any]) -> dict[str, Value]:
     """The default template, and named ones beside it."""
-    found = stated.get("chat_template", read_chat_template_file(folder))
+    found = stated.get("chat_template", read_chat_template_file(files))
     if found is None or isinstance(found, str):
         return {} if found is None else {"tokenizer.chat_template": Value(Kind.STRING, found)}
     if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-        raise TokenizerError(f"{folder}: chat_template is a {type(found).__name__}, a text or a list was needed")
+        raise TokenizerError(f"{files.folder}: chat_template is a {type(found).__name__}, a text or a list was needed")
     named: dict[str, str] = {}
     for row in found:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(row.get("name", "")))
@@ -156,13 +157,13 @@ def _chat_templates(folder: Path, stated: Mapping[str, Any]) -> dict[str, Value]
     return result
 
 
-def read_chat_template_file(folder: Path) -> Any:
+def read_chat_template_file(files: SourceFiles) -> Any:
     """What chat_template.jinja (with additional_chat_templates beside it) or chat_template.json holds, or None."""
-    path = folder / "chat_template.jinja"
+    path = files.path("chat_template.jinja")
     try:
         if path.is_file():
             default = path.read_text(encoding="utf-8")
-            more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+            more = sorted(files.path("additional_chat_templates").glob("*.jinja"))
             if not more:
                 return default
             return [
@@ -171,5 +172,4 @@ def read_chat_template_file(folder: Path) -> Any:
             ]
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path}: {error}") from error
-    path = folder / "chat_template.json"
-    return read_json_object(path).get("chat_template") if path.is_file() else None
+    return files.object_if_any("chat_template.json").get("chat_template")

@@ -12,7 +12,7 @@ from typing import Any
 
 from medlite.errors import TokenizerError
 from medlite.formats.gguf import Kind, Value
-from quantize.source.checkpoint import read_json_object
+from quantize.source.checkpoint import SourceFiles
 from quantize.source.sentencepiece import SentencePieceModel, read_sentencepiece
 from quantize.source.special_tokens import special_tokens
 
@@ -34,20 +34,20 @@ PRE_TOKENIZERS: dict[str, str] = {
 GPT2 = "gpt-2"
 
 
-def vocabulary(folder: Path, n_vocab: int, pre: str | None = None) -> dict[str, Value]:
-    """The tokenizer.* metadata of the checkpoint in `folder`, for a model with `n_vocab` embedding rows.
+def vocabulary(files: SourceFiles, n_vocab: int, pre: str | None = None) -> dict[str, Value]:
+    """The tokenizer.* metadata of a checkpoint's files, for a model with `n_vocab` embedding rows.
 
     pre: llama.cpp's name of the pre-tokenizer, where its pattern is in no table (--pre-tokenizer). Raises
     TokenizerError where the tokenizer is of an unknown kind or does not fit the embeddings.
     """
-    json_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
-    tokenizer = read_json_object(json_path) if json_path.is_file() else None
+    folder, json_path, model_path = files.folder, files.path("tokenizer.json"), files.path("tokenizer.model")
+    tokenizer = files.object("tokenizer.json") if files.has("tokenizer.json") else None
     if tokenizer is not None and not _is_sentencepiece(json_path, tokenizer):
-        return {**_byte_level(json_path, tokenizer, n_vocab, pre), **special_tokens(folder, tokenizer, n_vocab)}
+        return {**_byte_level(json_path, tokenizer, n_vocab, pre), **special_tokens(files, tokenizer, n_vocab)}
     if pre is not None:
         raise TokenizerError(f"{folder}: --pre-tokenizer {pre} has no effect on a SentencePiece vocabulary")
     if model_path.is_file():
-        tokens, prefix = _from_model(folder, model_path, tokenizer, n_vocab)
+        tokens, prefix = _from_model(files, model_path, tokenizer, n_vocab)
     elif tokenizer is not None:
         tokens, prefix = _from_json(json_path, tokenizer, n_vocab)
     else:
@@ -62,7 +62,7 @@ def vocabulary(folder: Path, n_vocab: int, pre: str | None = None) -> dict[str, 
         "tokenizer.ggml.scores": Value(Kind.FLOAT32, tokens.scores, is_array=True),
         "tokenizer.ggml.token_type": Value(Kind.INT32, tokens.types, is_array=True),
         **({} if prefix is None else {"tokenizer.ggml.add_space_prefix": Value(Kind.BOOL, prefix)}),
-        **special_tokens(folder, tokenizer, n_vocab),
+        **special_tokens(files, tokenizer, n_vocab),
     }
 
 
@@ -190,7 +190,7 @@ def pre_tokenizer(path: Path, tokenizer: Mapping[str, Any]) -> str:
 
 
 def _from_model(
-    folder: Path, path: Path, tokenizer: Mapping[str, Any] | None, n_vocab: int
+    files: SourceFiles, path: Path, tokenizer: Mapping[str, Any] | None, n_vocab: int
 ) -> tuple[TokenTable, bool | None]:
     """The tokens of tokenizer.model with those added later, and add_space_prefix where it must be stated.
 
@@ -201,13 +201,11 @@ def _from_model(
     for index, piece in enumerate(model.pieces[:n_vocab]):
         text = piece.text.replace("▁", " ") if piece.type == USER_DEFINED else piece.text
         table.place(index, text, piece.type, piece.score)
-    added_path, config_path = folder / "added_tokens.json", folder / "tokenizer_config.json"
-    stated = read_json_object(config_path) if config_path.is_file() else {}
-    if added_path.is_file():
-        for text, index in read_json_object(added_path).items():
-            if not isinstance(index, int) or index < n_vocab:
-                table.place(index, text, USER_DEFINED, ADDED_SCORE)
-    for text, index, special in _stated_added_tokens(config_path, stated):
+    stated = files.object_if_any("tokenizer_config.json")
+    for text, index in files.object_if_any("added_tokens.json").items():
+        if not isinstance(index, int) or index < n_vocab:
+            table.place(index, text, USER_DEFINED, ADDED_SCORE)
+    for text, index, special in _stated_added_tokens(files.path("tokenizer_config.json"), stated):
         if index < n_vocab:
             _place_added(table, text, index, special=special)
     for text, index, special in _added_tokens(path, tokenizer or {}):

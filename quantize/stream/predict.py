@@ -8,7 +8,8 @@ import numpy as np
 
 from medlite.formats.gguf import GGML_TYPES, GgmlType
 from quantize.gguf.plan import QuantizationPlan
-from quantize.source.checkpoint import RowReader, SourceTensor
+from quantize.source.checkpoint import RowReader
+from quantize.source.tensor import SourceTensor
 from quantize.stream.encode import Rows, encode, measure_errors
 
 SAMPLE_WEIGHTS = 1 << 17

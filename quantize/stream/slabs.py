@@ -35,7 +35,7 @@ def slabs_of(plan: QuantizationPlan) -> Iterator[Slab]:
     for index, tensor in enumerate(plan.tensors):
         row_length = tensor.info.shape[-1]
         n_rows = tensor.info.n_weights // row_length
-        group = tensor.rule.transform.row_group(plan.checkpoint.config) if tensor.rule else 1
+        group = tensor.model.row_group
         step = max(SLAB_WEIGHTS // row_length // group, 1) * group
         for first in range(0, n_rows, step):
             yield Slab(number, index, first, min(step, n_rows - first))
@@ -104,10 +104,10 @@ class SlabEncoder:
 
     def _rows(self, plan: QuantizationPlan, tensor: PlannedTensor, slab: Slab) -> Rows:
         """The slab's source rows, transformed, in the source's dtype where the transform only moves values."""
-        if tensor.source is None or tensor.rule is None:
-            assert tensor.extra is not None
-            return Rows("F32", np.ascontiguousarray(tensor.extra.values, np.float32).reshape(1, -1))
-        source, transform = tensor.source, tensor.rule.transform
+        source, transform = tensor.source, tensor.model.transform
+        if source is None:
+            assert tensor.model.values is not None
+            return Rows("F32", np.ascontiguousarray(tensor.model.values, np.float32).reshape(1, -1))
         n_bytes = slab.n_rows * source.row_bytes
         if self.raw.nbytes < n_bytes:
             self.raw = np.empty(n_bytes, np.uint8)
@@ -116,7 +116,7 @@ class SlabEncoder:
         rows = Rows(source.dtype, values.reshape(slab.n_rows, source.row_length))
         if not transform.moves_only:
             rows = Rows("F32", to_float32(rows))
-        return Rows(rows.dtype, transform.apply(rows.values, transform.row_group(plan.checkpoint.config)))
+        return Rows(rows.dtype, transform.apply(rows.values, tensor.model.row_group))
 
 
 def _check_half_range(tensor: PlannedTensor, data: NDArray[np.uint8], slab: Slab) -> None:

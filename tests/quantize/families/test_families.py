@@ -82,9 +82,9 @@ def test_every_source_tensor_is_used_once_or_ignored_with_a_reason(family: str, 
     checkpoint = open_checkpoint(folders[family])
     plan = make_plan(checkpoint, RECIPES["Q8_0"])
     used = [tensor.source.name for tensor in plan.tensors if tensor.source is not None]
-    ignored = [name for name in plan.ignored if "[" not in name]
+    ignored = [name for name in plan.model.ignored if "[" not in name]
     assert sorted(used + ignored) == sorted(checkpoint.tensors)
-    assert all(plan.ignored.values())
+    assert all(plan.model.ignored.values())
 
 
 @pytest.mark.parametrize("family", ["mllama", "mllama_new_names"])
@@ -99,7 +99,7 @@ def test_llama_vision_becomes_the_plain_llama_without_its_cross_attention_layers
 
 
 def test_llama_vision_lists_what_it_leaves_out(folders: dict[str, Path]) -> None:
-    ignored = make_plan(open_checkpoint(folders["mllama"]), RECIPES["Q8_0"]).ignored
+    ignored = make_plan(open_checkpoint(folders["mllama"]), RECIPES["Q8_0"]).model.ignored
     assert ignored["vision_model.class_embedding"] == "the vision tower: the result reads text only"
     assert ignored["language_model.model.layers.1.cross_attn_attn_gate"] == (
         "cross-attention to an image: skipped where there is none"
@@ -268,9 +268,9 @@ def test_long_rope_states_its_attention_factor(folders: dict[str, Path]) -> None
 
 
 def test_a_sliding_window_that_llama_cpp_drops_is_noted(folders: dict[str, Path]) -> None:
-    notes = make_plan(open_checkpoint(folders["mistral"]), RECIPES["Q8_0"]).notes
+    notes = make_plan(open_checkpoint(folders["mistral"]), RECIPES["Q8_0"]).model.notes
     assert notes == ("beyond 128 tokens llama.cpp attends to all tokens, the source to the last 128",)
-    assert make_plan(open_checkpoint(folders["llama3"]), RECIPES["Q8_0"]).notes == ()
+    assert make_plan(open_checkpoint(folders["llama3"]), RECIPES["Q8_0"]).model.notes == ()
 
 
 def test_mistral_without_the_key_has_the_window_of_its_config_class(folders: dict[str, Path]) -> None:

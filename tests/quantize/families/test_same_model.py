@@ -12,7 +12,7 @@ import pytest
 
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.source.checkpoint import open_checkpoint
+from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import CONVERSATIONS, ID_KEYS, render, source_template
 from quantize.stream.writer import Output, write_gguf
 from tests.helpers.llama_logits import llama_logits
@@ -75,7 +75,7 @@ def test_the_chat_prompt_equals_apply_chat_template(family: str, tmp_path: Path)
 
     folder = make_family(family, tmp_path / family)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    template, special = source_template(folder)
+    template, special = source_template(SourceFiles(folder))
     if tokenizer.chat_template is None:  # chat_template.json is a processor's, here read as its tokenizer's
         tokenizer.chat_template = template
     assert template is not None

@@ -10,7 +10,7 @@ from medlite.errors import ArtifactError, TokenizerError
 from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.source.checkpoint import open_checkpoint
+from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import NO_TEMPLATE, NO_TOKENIZER_JSON, REFUSES_ALL, check_metadata, check_tokenizer, render
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
 from quantize.stream.writer import Output, write_gguf
@@ -24,7 +24,7 @@ def metadata_of(folder: Path, **options: Any) -> dict[str, Value]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_reads_text_as_its_checkpoint_does(family: str, tmp_path: Path) -> None:
     folder = make_family(family, tmp_path / family)
-    report = check_metadata(metadata_of(folder), folder)
+    report = check_metadata(metadata_of(folder), SourceFiles(folder))
     assert report.mismatches == ()
     report.require()
     has_json, has_template = family != "llama2_model_only", "llama2" not in family
@@ -40,11 +40,13 @@ def test_a_written_artifact_is_checked_as_its_plan_is(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
     plan = make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
     write_gguf([Output(plan, tmp_path / "m.gguf")])
-    assert check_tokenizer(tmp_path / "m.gguf", folder) == check_metadata(plan.metadata, folder)
+    assert check_tokenizer(tmp_path / "m.gguf", SourceFiles(folder)) == check_metadata(
+        plan.metadata, SourceFiles(folder)
+    )
 
 
 def refused(metadata: dict[str, Value], folder: Path) -> str:
-    report = check_metadata(metadata, folder)
+    report = check_metadata(metadata, SourceFiles(folder))
     with pytest.raises(TokenizerError) as caught:
         report.require()
     assert "--allow-mismatch" in str(caught.value.hint)
@@ -109,7 +111,7 @@ def test_a_template_that_refuses_every_conversation_is_not_called_checked(tmp_pa
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["chat_template"] = "{{ raise_exception('no') }}"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    report = check_metadata(metadata_of(folder), folder)
+    report = check_metadata(metadata_of(folder), SourceFiles(folder))
     assert report.not_checked == (REFUSES_ALL,)
     assert report.mismatches == ()
 
@@ -153,14 +155,14 @@ def test_a_damaged_tokenizer_json_is_an_error(content: str, tmp_path: Path) -> N
     metadata = metadata_of(folder)
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(TokenizerError):
-        check_metadata(metadata, folder)
+        check_metadata(metadata, SourceFiles(folder))
 
 
 def test_a_vocabulary_that_llama_cpp_refuses_is_an_error(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
     metadata = metadata_of(folder) | {"tokenizer.ggml.pre": Value(Kind.STRING, "no-such-pre-tokenizer")}
     with pytest.raises(ArtifactError, match="unknown pre-tokenizer type"):
-        check_metadata(metadata, folder)
+        check_metadata(metadata, SourceFiles(folder))
 
 
 def test_the_texts_are_in_composed_form() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from medlite.formats.gguf import Value, read_header
+from quantize.source.checkpoint import SourceFiles
 from quantize.source.parity import check_metadata
 from quantize.source.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, vocabulary
 from tests.helpers.tiny_checkpoint import PATTERN
@@ -107,11 +108,11 @@ def test_a_shipped_byte_level_vocabulary_comes_back(name: str, pattern: str, pre
         json.dumps({"bos_token": bos, "eos_token": tokens[theirs[T + "eos_token_id"].value]})
     )
     (tmp_path / "config.json").write_text("{}")
-    ours = vocabulary(tmp_path, len(tokens))
+    ours = vocabulary(SourceFiles(tmp_path), len(tokens))
     assert ours[T + "pre"].value == pre
     for key in ("tokens", "token_type", "merges", "eos_token_id"):
         assert ours[T + key] == theirs[T + key], key
-    report = check_metadata(metadata_with(ours, theirs), tmp_path)
+    report = check_metadata(metadata_with(ours, theirs), SourceFiles(tmp_path))
     report.require()
     assert report.n_tokens > 2000
 
@@ -144,7 +145,7 @@ def test_a_shipped_sentencepiece_vocabulary_comes_back(name: str, has_model: boo
             }
         )
     )
-    ours = vocabulary(tmp_path, len(rows))
+    ours = vocabulary(SourceFiles(tmp_path), len(rows))
     assert ours[T + "tokens"] == theirs[T + "tokens"]
     if has_model:
         assert ours[T + "scores"] == theirs[T + "scores"]
@@ -153,7 +154,7 @@ def test_a_shipped_sentencepiece_vocabulary_comes_back(name: str, has_model: boo
         assert ours[T + "token_type"].value[3:259] == [BYTE] * 256
     for key in ("bos_token_id", "eos_token_id", "unknown_token_id", "add_bos_token", "add_eos_token"):
         assert ours[T + key] == theirs[T + key], key
-    report = check_metadata(metadata_with(ours, theirs), tmp_path)
+    report = check_metadata(metadata_with(ours, theirs), SourceFiles(tmp_path))
     report.require()
     assert report.n_tokens > 2000
 

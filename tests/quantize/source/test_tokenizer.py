@@ -11,7 +11,7 @@ from medlite.errors import CheckpointError, TokenizerError
 from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.source.checkpoint import open_checkpoint
+from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.tokenizer import (
     BYTE,
     CONTROL,
@@ -53,7 +53,10 @@ def n_vocab_of(folder: Path) -> int:
 
 def read(folder: Path, pre: str | None = None) -> dict[str, Any]:
     """The metadata without the common prefix, as plain values."""
-    return {key.removeprefix(T): value.value for key, value in vocabulary(folder, n_vocab_of(folder), pre).items()}
+    return {
+        key.removeprefix(T): value.value
+        for key, value in vocabulary(SourceFiles(folder), n_vocab_of(folder), pre).items()
+    }
 
 
 # --- byte-level BPE --------------------------------------------------------------------------------------------------
