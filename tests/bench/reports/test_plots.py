@@ -19,6 +19,7 @@ from bench.reports.plots import all_plots
 from bench.run.record import RunRecord
 from bench.score.scoring import score_samples
 from tests.helpers.bench_toys import make_items, record_of, scored
+from tests.helpers.places import ROOT
 from tests.helpers.toy_engine import ToyEngine
 
 
@@ -153,10 +154,10 @@ def test_a_legend_has_as_many_columns_as_fit() -> None:
 
 
 def test_every_colour_of_a_plot_is_one_of_the_style_sheet() -> None:
-    from bench.reports.to_html import STYLE
+    style = (ROOT / "bench/reports/style.css").read_text(encoding="utf-8")
 
     for variable in VARIABLES.values():
-        assert f"{variable[4:-1]}:" in STYLE
+        assert f"{variable[4:-1]}:" in style
 
 
 def test_drawing_keeps_its_font_list_in_our_cache_and_says_nothing(tmp_path: Path) -> None:
