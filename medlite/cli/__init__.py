@@ -15,11 +15,11 @@ from medlite.version import __version__
 for _name, _value in (("ORT_DISABLE_TELEMETRY", "1"), ("HF_HUB_DISABLE_TELEMETRY", "1"), ("DO_NOT_TRACK", "1")):
     os.environ.setdefault(_name, _value)
 
-# name -> (module with `command`, one line of help). Help stands here so that `medlite --help` imports nothing.
+# name -> (module with `command`, one line of help). Help is here so that `medlite --help` imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("medlite.cli.demo", "Quantize, run and measure the embedded model: the whole of medlite in a minute."),
     "quantize": ("medlite.cli.quantize", "Turn a Hugging Face checkpoint into low-bit GGUF files, in one pass."),
-    "verify": ("medlite.cli.verify", "Check a GGUF file against its receipt, or against its source."),
+    "verify": ("medlite.cli.verify", "Check a GGUF file or an ONNX folder against its receipt, or against its source."),
     "chat": ("medlite.cli.chat.command", "Talk with a model in the terminal, offline."),
     "generate": ("medlite.cli.generate", "Answer one prompt and exit."),
     "bench": ("medlite.cli.bench.group", "Measure what low bits cost on medical questions."),
@@ -75,10 +75,7 @@ def main() -> None:
         if error.hint:
             click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True, color=color)
         sys.exit(1)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -96,3 +93,8 @@ def print_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    click.echo(f"{click.style('warning:', fg='yellow')} {text}", err=True)

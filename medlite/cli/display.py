@@ -36,3 +36,13 @@ def progress_bar(
     with Progress(*columns, console=stderr, transient=not stderr.is_terminal) as bars:
         task = bars.add_task(title, total=total)
         yield lambda n: bars.advance(task, n)
+
+
+@contextmanager
+def loading_status(*, quiet: bool) -> Iterator[Callable[[float], None] | None]:
+    """A line on a terminal's stderr while a model loads; the yielded function takes the loaded share, 0 to 1."""
+    if quiet or not stderr.is_terminal:
+        yield None
+        return
+    with stderr.status("loading") as status:
+        yield lambda share: status.update(f"loading {share:.0%}")

@@ -9,120 +9,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from medlite.cli import print_json
+from medlite.cli.loading import LoadOptions, decode_stdin, load_shown, model_options, sampling_options, warn_of_system
+from medlite.cli.params import json_option
+
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
-    from medlite.engines.engine import Engine, GenerationSettings
-
-
-def model_options(command: Any) -> Any:
-    """The options that decide how a model is loaded; chat and generate share them."""
-    for option in reversed(
-        (
-            click.option(
-                "--device",
-                type=click.Choice(["auto", "cpu", "cuda"]),
-                default="auto",
-                show_default=True,
-                help="Where to run.",
-            ),
-            click.option(
-                "--context",
-                "n_context",
-                type=click.IntRange(min=1),
-                metavar="TOKENS",
-                help="Context length. Default: from the model's training and the free memory.",
-            ),
-            click.option("--threads", "n_threads", type=click.IntRange(min=1), help="Default: one per physical core."),
-            click.option(
-                "--kv-type",
-                type=click.Choice(["f16", "q8_0", "q4_0"]),
-                default="f16",
-                show_default=True,
-                help="Type of the KV cache; q8_0 halves its memory.",
-            ),
-            click.option(
-                "--draft",
-                metavar="FILE|lookup",
-                help="Guess tokens ahead with a smaller model of the same family, or from the text so far.",
-            ),
-            click.option(
-                "--prompt-format",
-                default="",
-                metavar="NAME",
-                help="A documented prompt format instead of the file's own template; a wrong NAME lists them.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def sampling_options(command: Any) -> Any:
-    """The options that decide how tokens are chosen."""
-    for option in reversed(
-        (
-            click.option(
-                "--max-tokens",
-                type=click.IntRange(min=1),
-                default=512,
-                show_default=True,
-                help="Longest reply, in tokens.",
-            ),
-            click.option(
-                "--temperature",
-                type=click.FloatRange(min=0),
-                default=0.0,
-                show_default=True,
-                help="0 always takes the likeliest token, so answers repeat.",
-            ),
-            click.option(
-                "--top-k",
-                type=click.IntRange(min=0),
-                default=40,
-                show_default=True,
-                help="Draw from the K likeliest tokens; 0 from all.",
-            ),
-            click.option(
-                "--top-p",
-                type=click.FloatRange(0, 1),
-                default=0.95,
-                show_default=True,
-                help="Draw from the likeliest tokens that together reach this probability.",
-            ),
-            click.option(
-                "--min-p",
-                type=click.FloatRange(0, 1),
-                default=0.05,
-                show_default=True,
-                help="Leave out tokens below this share of the likeliest one's probability.",
-            ),
-            click.option(
-                "--repeat-penalty",
-                type=click.FloatRange(min=0, min_open=True),
-                default=1.0,
-                show_default=True,
-                help="Above 1, tokens said lately become less likely.",
-            ),
-            click.option(
-                "--seed",
-                type=click.IntRange(min=0),
-                default=0,
-                show_default=True,
-                help="The same seed draws the same text.",
-            ),
-            click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be repeated."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def sampling_settings(options: dict[str, Any]) -> "GenerationSettings":
-    """The settings among a command's options; they are taken out of `options`."""
     from medlite.engines.engine import GenerationSettings
-
-    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop")
-    return GenerationSettings(**{name: options.pop(name) for name in names})
 
 
 @click.command(
@@ -149,18 +42,28 @@ No medical device, not for diagnosis."""
 )
 @click.option("--json-schema", "schema", metavar="FILE|JSON", help="Hold the reply to JSON that a schema takes.")
 @click.option("--stats", is_flag=True, help="Print speed and token counts on stderr.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@json_option("Print one JSON object instead of text.")
 @sampling_options
 @model_options
-def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool, as_json: bool, **options: Any) -> None:
+def command(
+    model: str,
+    prompt: str | None,
+    system: str,
+    raw: bool,
+    grammar_file: TextIO | None,
+    schema: str | None,
+    stats: bool,
+    as_json: bool,
+    settings: "GenerationSettings",
+    load_options: LoadOptions,
+) -> None:
     """Answer one PROMPT with MODEL and exit. PROMPT: a text, or - to read stdin.
 
     MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
     """
     text = _prompt_text(prompt)
-    grammar = _grammar_text(options.pop("grammar_file"), options.pop("schema"))
-    settings = replace(sampling_settings(options), grammar=grammar)
-    with load_shown(model, quiet=as_json, **options) as loaded:
+    settings = replace(settings, grammar=_grammar_text(grammar_file, schema))
+    with load_shown(model, load_options, quiet=as_json) as loaded:
         if loaded.prompt_note and not raw and not as_json:
             click.echo(loaded.prompt_note, err=True)
         warn_of_system(system, takes_none=raw or loaded.template is None)
@@ -172,8 +75,6 @@ def command(model: str, prompt: str | None, system: str, raw: bool, stats: bool,
         answer = _answer(loaded, tokens, ended, show=not as_json)
         answer |= {"prompt": text, "settings": asdict(settings)}
     if as_json:
-        from medlite.cli import print_json
-
         print_json(answer)
     elif stats:
         guesses = f", {answer['n_accepted']} of {answer['n_drafted']} guesses right" if answer["n_drafted"] else ""
@@ -212,60 +113,15 @@ def _schema_text(given: str) -> str:
     return given if given.lstrip().startswith("{") else Path(given).read_text("utf-8")
 
 
-def warn_of_system(system: str, *, takes_none: bool) -> None:
-    """Say that a system text has no place in the prompt."""
-    if system and takes_none:
-        click.echo(
-            f"{click.style('warning:', fg='yellow')} without a template there is no place for --system; it is not sent",
-            err=True,
-        )
-
-
 def _prompt_text(prompt: str | None) -> str:
     """The prompt as given, or stdin for `-` and for a pipe without a prompt."""
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("a PROMPT is needed, or - to read it from stdin")
     if prompt is None or prompt == "-":
-        raw = sys.stdin.buffer.read()
-        prompt = raw.decode("utf-8", errors="replace")
-        if "�" in prompt and "�".encode() not in raw:
-            click.echo("warning: stdin is not valid UTF-8; the bad bytes were replaced", err=True)
-        prompt = prompt.rstrip("\r\n")
+        prompt = decode_stdin(sys.stdin.buffer.read()).rstrip("\r\n")
     if not prompt.strip():
         raise click.UsageError("the prompt is empty")
     return prompt
-
-
-def load_shown(model: str, *, quiet: bool, draft: str | None = None, **options: Any) -> "LoadedModel":
-    """The model, loaded with a sign of life on a terminal; its warnings on stderr. draft: as --draft."""
-    from medlite.chat import load
-
-    if quiet or not sys.stderr.isatty():
-        loaded = load(model, **options)
-    else:
-        from medlite.cli.display import stderr
-
-        with stderr.status("loading") as status:
-            loaded = load(model, on_progress=lambda share: status.update(f"loading {share:.0%}"), **options)
-    for warning in loaded.engine.info.warnings:
-        click.echo(f"{click.style('warning:', fg='yellow')} {warning}", err=True)
-    if draft:
-        try:
-            _set_draft(loaded.engine, draft)
-        except BaseException:
-            loaded.close()
-            raise
-    return loaded
-
-
-def _set_draft(engine: "Engine", draft: str) -> None:
-    from medlite.engines.engine import ReadsAhead
-    from medlite.errors import EngineError
-    from medlite.models.registry import resolve_model
-
-    if not isinstance(engine, ReadsAhead):
-        raise EngineError(f"--draft: the engine {engine.info.engine} does not guess ahead", hint="use a GGUF file")
-    engine.set_draft(draft if draft == "lookup" else resolve_model(draft))
 
 
 def _answer(loaded: "LoadedModel", tokens: list[int], settings: "GenerationSettings", *, show: bool) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The parameter types and options that several commands share, so that each is spelled and checked in one way."""
 
+import functools
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -98,3 +99,23 @@ def recipe_option(text: str, default: tuple[str, ...] = ()) -> Callable[[F], F]:
 def engine_option(text: str, *, servers: bool = False) -> Callable[[F], F]:
     """--engine, as `engine`: empty where it is not given. servers: also those that ask a server."""
     return click.option("--engine", type=ENGINE_OR_SERVER if servers else ENGINE, default="", help=text)
+
+
+def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """`options`, handed to the command as one argument `name`: what `make` makes of their values, by their names."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def with_group(*arguments: Any, **values: Any) -> Any:
+            group = make(**{one: values.pop(one) for one in names})
+            return command(*arguments, **{name: group}, **values)
+
+        stated: list[click.Parameter] = getattr(command, "__click_params__", [])
+        n_before = len(stated)
+        decorated: Any = with_group
+        for option in reversed(options):
+            decorated = option(decorated)
+        names = [str(parameter.name) for parameter in decorated.__click_params__[n_before:]]
+        return cast(F, decorated)
+
+    return decorate

@@ -4,11 +4,12 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.generate import load_shown, model_options, sampling_options, sampling_settings, warn_of_system
+from medlite.cli.loading import LoadOptions, decode_stdin, load_shown, model_options, sampling_options, warn_of_system
+from medlite.cli.params import json_option
 from medlite.errors import ContextError, MedliteError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from medlite.cli.chat.commands import ChatState
     from medlite.cli.chat.screen import Drawing
+    from medlite.engines.engine import GenerationSettings
 
 
 @click.command(
@@ -42,7 +44,7 @@ Nothing is written unless you /save it. No medical device, not for diagnosis."""
 @click.option(
     "--load", "session_path", type=click.Path(dir_okay=False), metavar="FILE", help="Continue a saved conversation."
 )
-@click.option("--json", "as_json", is_flag=True, help="Read lines from stdin, print one JSON object per reply.")
+@json_option("Read lines from stdin, print one JSON object per reply.")
 @sampling_options
 @model_options
 def command(
@@ -53,7 +55,8 @@ def command(
     keeps_history: bool,
     session_path: str | None,
     as_json: bool,
-    **options: Any,
+    settings: "GenerationSettings",
+    load_options: LoadOptions,
 ) -> None:
     """Talk with MODEL, offline.
 
@@ -65,15 +68,14 @@ def command(
     from medlite.cli.chat.screen import Drawing
 
     drawing = Drawing(shade=confidence, fold=not shows_thinking)
-    settings = sampling_settings(options)
     interactive = sys.stdin.isatty() and not as_json
-    loaded = load_shown(model, quiet=as_json, **options)
+    loaded = load_shown(model, load_options, quiet=as_json)
     # Over a pipe, stdout holds replies and nothing else.
     state = ChatState(
         loaded,
         loaded.chat(system, settings),
         display.stdout if interactive else display.stderr,
-        open_model=lambda text: load_shown(text, quiet=as_json, **options),
+        open_model=lambda text: load_shown(text, load_options, quiet=as_json),
         find_loss=lambda new: [] if as_json else find_losses(new.artifact),
     )
     try:
@@ -133,9 +135,7 @@ def _answer_lines(state: "ChatState", drawing: "Drawing", *, as_json: bool) -> N
     """
     failed = False
     for raw in sys.stdin.buffer:
-        text = raw.decode("utf-8", errors="replace").strip()
-        if "�" in text and "�".encode() not in raw:
-            click.echo("warning: stdin is not valid UTF-8; the bad bytes were replaced", err=True)
+        text = decode_stdin(raw).strip()
         try:
             if text:
                 _answer_line(state, text, drawing, as_json=as_json)
