@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError
 from medlite.formats.gguf import Value
+from medlite.formats.safetensors import FLOAT_DTYPES, SourceTensor
 from quantize.families import find_family
 from quantize.families.config import Config, head_counts, positive
 from quantize.families.family import Family, TensorRule, text_config
 from quantize.families.transforms import KEEP, Transform
 from quantize.source.checkpoint import Checkpoint
 from quantize.source.model_card import general_metadata
-from quantize.source.tensor import FLOAT_DTYPES, SourceTensor
 from quantize.source.tokenizer import vocabulary
 
 Shape = tuple[int, ...]

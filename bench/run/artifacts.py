@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import struct
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,8 +18,8 @@ from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.onnx_folder import read_onnx_facts
 from medlite.formats.receipt import receipt_path, source_name
+from medlite.formats.safetensors import read_safetensors_header
 
-MAX_HEADER_BYTES = 100 << 20  # the limit that safetensors itself sets
 OnBytes = Callable[[int], None]
 
 
@@ -79,16 +79,8 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
             source=source_of(path),
         )
     files = weight_files(path)
-    headers = [safetensors_header(file) for file in files]
-    tensors = [value for header in headers for name, value in header.items() if name != "__metadata__"]
-    n_params, n_bits, dtypes = 0, 0, set()
-    for tensor in tensors:
-        n_weights = 1
-        for size in tensor["shape"]:
-            n_weights *= int(size)
-        n_params += n_weights
-        n_bits += 8 * (int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0]))
-        dtypes.add(str(tensor["dtype"]))
+    tensors = [tensor for file in files for tensor in read_safetensors_header(file)]
+    n_params = sum(math.prod(tensor.shape) for tensor in tensors)
     if not n_params:
         raise ArtifactError(f"{path}: its safetensors files hold no weights")
     return ArtifactFacts(
@@ -96,10 +88,10 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
         sha256=files_sha256(files, on_bytes),
         format="safetensors",
         model_name=path.name,
-        recipe="+".join(sorted(dtypes)),
+        recipe="+".join(sorted({tensor.dtype for tensor in tensors})),
         n_params=n_params,
         n_bytes=measured.n_bytes,
-        bits_per_weight=n_bits / n_params,
+        bits_per_weight=8 * sum(tensor.n_bytes for tensor in tensors) / n_params,
         source=source_of(path),
     )
 
@@ -166,23 +158,4 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / 'config.json'}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{folder / 'config.json'}: found {type(value).__name__}, an object was needed")
-    return value
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file. Source: safetensors README, "Format". Raises ArtifactError if it is none."""
-    try:
-        with path.open("rb") as handle:
-            (n_bytes,) = struct.unpack("<Q", handle.read(8))
-            if n_bytes > MAX_HEADER_BYTES:
-                raise ArtifactError(f"{path}: its header claims {n_bytes} bytes")
-            value = json.loads(handle.read(n_bytes))
-    except (OSError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: no safetensors file: {error}") from error
-    if not isinstance(value, dict) or not all(
-        isinstance(t, dict) and {"shape", "dtype", "data_offsets"} <= set(t)
-        for name, t in value.items()
-        if name != "__metadata__"
-    ):
-        raise ArtifactError(f"{path}: its header describes no tensors")
     return value

@@ -26,10 +26,10 @@ from medlite.formats.gguf import (
     pad_to,
     place_tensors,
 )
+from medlite.formats.safetensors import SourceTensor
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
 from quantize.match import ModelTensor, SourceModel, match_checkpoint
 from quantize.source.checkpoint import Checkpoint
-from quantize.source.tensor import SourceTensor
 
 Importance = Mapping[str, NDArray[np.float32]]
 QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION

@@ -6,13 +6,13 @@ from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.onnx_folder import FACTS_NAME, SCHEMA
+from medlite.formats.safetensors import SourceTensor
 from quantize.gguf.receipt import source_facts
 from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe
 from quantize.onnx.rewrite import ExportedGraph, ExportedPlan, rewrite
 from quantize.source.checkpoint import Checkpoint, SourceFiles
-from quantize.source.tensor import SourceTensor
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")

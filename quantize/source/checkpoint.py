@@ -1,14 +1,10 @@
 """A Hugging Face folder on disk: its config, its tensor headers, and bounded reads of tensor rows.
 
 Nothing is mapped and nothing is unpickled: rows are read with pread into buffers that the caller owns, so memory
-stays what the caller asked for. Headers are hostile until checked (lengths, ranges, overlaps, duplicates).
-Source of the format: huggingface/safetensors README, "Format".
+stays what the caller asked for.
 """
 
-import json
-import math
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +12,9 @@ from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.json import read_json
-from quantize.source.tensor import DTYPE_BYTES, SourceTensor
+from medlite.formats.safetensors import SourceTensor, read_safetensors_header
+from quantize.source.torch_bin import read_torch_header
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 # The index and the only file of each layout, the first that is there is read.
@@ -94,8 +90,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def read_header(shard: Path) -> list[SourceTensor]:
     """The tensors that the shard holds, safetensors or (through torch) pytorch_model*.bin."""
     if shard.suffix == ".bin":
-        from quantize.source.torch_bin import read_torch_header
-
         return read_torch_header(shard)
     return read_safetensors_header(shard)
 
@@ -131,81 +125,6 @@ def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
                 hint="download the missing shard; medlite pull resumes",
             )
     return [index.parent / name for name in names]
-
-
-def read_safetensors_header(path: Path) -> list[SourceTensor]:
-    """The tensors that the safetensors file at `path` holds, in file order, all ranges checked."""
-    try:
-        with path.open("rb") as handle:
-            n_file_bytes = os.fstat(handle.fileno()).st_size
-            raw_length = handle.read(8)
-            if len(raw_length) < 8:
-                raise CheckpointError(f"{path}: {n_file_bytes} bytes, too short for a safetensors file")
-            (length,) = struct.unpack("<Q", raw_length)
-            if length > min(MAX_HEADER_BYTES, n_file_bytes - 8):
-                raise CheckpointError(
-                    f"{path}: header of {length} bytes announced, the file has {n_file_bytes}",
-                    hint="the file is cut short or no safetensors file; download it again",
-                )
-            raw = handle.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    header = _parse_header(path, raw)
-    data_start = 8 + length
-    tensors = [_parse_tensor(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
-    tensors.sort(key=lambda tensor: tensor.offset)
-    end = data_start
-    for tensor in tensors:
-        if tensor.offset != end:
-            what = "overlaps the tensor before it" if tensor.offset < end else "leaves a gap before it"
-            raise CheckpointError(f"{path}: {tensor.name} at byte {tensor.offset} {what} (ends at {end})")
-        end = tensor.offset + tensor.n_bytes
-    if end != n_file_bytes:
-        raise CheckpointError(
-            f"{path}: tensors end at byte {end}, the file has {n_file_bytes}",
-            hint="the file is cut short; download it again" if end > n_file_bytes else None,
-        )
-    return tensors
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: {twice!r} stands twice in the header")
-        return result
-
-    try:
-        header = json.loads(raw, object_pairs_hook=no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: header is no JSON: {error}", hint="download the file again") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: header is a {type(header).__name__}, an object was needed")
-    return header
-
-
-def _parse_tensor(path: Path, name: str, entry: Any, data_start: int) -> SourceTensor:
-    def is_count(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
-
-    where = f"{path}: {name}"
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"{where}: header entry is a {type(entry).__name__}, an object was needed")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{where}: unknown dtype {dtype!r}", hint=f"known: {', '.join(DTYPE_BYTES)}")
-    if not (isinstance(shape, list) and all(is_count(n) for n in shape)):
-        raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes")
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(is_count(n) for n in offsets)):
-        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not two byte positions")
-    n_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
-    if offsets[1] - offsets[0] != n_bytes:
-        raise CheckpointError(
-            f"{where}: {offsets[1] - offsets[0]} bytes in the file, shape {tuple(shape)} of {dtype} needs {n_bytes}"
-        )
-    return SourceTensor(name, dtype, tuple(shape), path, data_start + offsets[0], n_bytes)
 
 
 class RowReader:

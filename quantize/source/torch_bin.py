@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError, MissingExtraError
-from quantize.source.tensor import DTYPE_BYTES, SourceTensor
+from medlite.formats.safetensors import DTYPE_BYTES, SourceTensor
 
 PROBE_BYTES = 4096
 LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field (APPNOTE.TXT, 4.3.7)

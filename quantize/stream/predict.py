@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from medlite.formats.gguf import GGML_TYPES, GgmlType
+from medlite.formats.safetensors import SourceTensor
 from quantize.gguf.plan import QuantizationPlan
 from quantize.source.checkpoint import RowReader
-from quantize.source.tensor import SourceTensor
 from quantize.stream.encode import Rows, encode, measure_errors
 
 SAMPLE_WEIGHTS = 1 << 17
