@@ -129,6 +129,9 @@ def test_one_of_several_gguf_files_is_chosen_by_its_recipe(tmp_path: Path) -> No
         assert [row["name"] for row in json.loads(plan.stdout)["files"]] == ["model-Q8_0.gguf"]
         chosen = medlite(tmp_path, hub, "pull", "org/model", "--recipe", "Q4_K_M", "--json")
         assert Path(json.loads(chosen.stdout)["path"]).read_bytes() == b"four"
+        both = medlite(tmp_path, hub, "pull", "org/model", "--recipe", "Q8_0", "--recipe", "Q4_K_M", "--json")
+        paths = json.loads(both.stdout)["paths"]
+        assert [Path(path).read_bytes() for path in paths] == [b"eight", b"four"]
 
 
 def test_pickled_weights_come_only_where_there_are_no_others(tmp_path: Path) -> None:
