@@ -1,26 +1,37 @@
 """tokenizer.json, read by the package `tokenizers`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from medlite.errors import MedliteError
+from medlite.formats.json import decode_json
 
 
-def read_tokenizer(path: Path, error_type: type[MedliteError], hint: str) -> tuple[Any, dict[str, Any]]:
-    """The Tokenizer and the JSON object in `path`. Raises error_type where the file is missing or malformed."""
+def read_tokenizer(path: Path, error: type[MedliteError], hint: str) -> tuple[Any, dict[str, Any]]:
+    """The Tokenizer and the JSON object in `path`. Raises `error` where the file is missing or malformed."""
+    text = _text(path, error, hint)
+    stated = decode_json(text, dict[str, Any], error, where=str(path), hint=hint)
+    return _tokenizer(text, path, error, hint), stated
+
+
+def load_tokenizer(path: Path, error: type[MedliteError], hint: str) -> Any:
+    """As `read_tokenizer`, the Tokenizer alone: only `tokenizers` parses the file."""
+    return _tokenizer(_text(path, error, hint), path, error, hint)
+
+
+def _text(path: Path, error: type[MedliteError], hint: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"{path}: {cause}", hint) from cause
+
+
+def _tokenizer(text: str, path: Path, error: type[MedliteError], hint: str) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text(encoding="utf-8")
-        stated = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise error_type(f"{path}: {error}", hint) from error
-    if not isinstance(stated, dict):
-        raise error_type(f"{path}: holds a {type(stated).__name__}, an object was needed", hint)
-    try:
-        return Tokenizer.from_str(text), stated
-    except Exception as error:
-        if type(error) is not Exception:  # what the package raises for every fault of a file, and nothing narrower
+        return Tokenizer.from_str(text)
+    except Exception as cause:
+        if type(cause) is not Exception:  # what the package raises for every fault of a file, and nothing narrower
             raise
-        raise error_type(f"{path}: {error}", hint) from error
+        raise error(f"{path}: {cause}", hint) from cause

@@ -14,7 +14,7 @@ from typing import Any
 
 from medlite.errors import TokenizerError
 from medlite.formats.gguf import Value, pack_header, read_header
-from medlite.formats.tokenizer_json import read_tokenizer
+from medlite.formats.tokenizer_json import load_tokenizer
 from medlite.native import Vocabulary, open_vocabulary
 from quantize.source.checkpoint import SourceFiles
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
@@ -68,7 +68,7 @@ def check_tokenizer(artifact_path: Path, files: SourceFiles) -> ParityReport:
 def _check(path: Path, metadata: Mapping[str, Any], files: SourceFiles) -> ParityReport:
     """path: a GGUF file with the vocabulary. metadata: its values."""
     stated = files.path("tokenizer.json")
-    source = read_tokenizer(stated, TokenizerError, "download the file again")[0] if stated.is_file() else None
+    source = load_tokenizer(stated, TokenizerError, "download the file again") if stated.is_file() else None
     not_checked: list[str] = []
     mismatches: list[str] = []
     n_tokens = n_prompt_tokens = 0
