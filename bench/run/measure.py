@@ -54,12 +54,10 @@ def prepare(
         raise TaskError(f"{task.name}: {len(samples)} samples, the published set has {task.n_samples}")
     if settings.protocol not in PROTOCOLS:
         raise TaskError(f"{settings.protocol}: no such protocol", hint=f"one of {', '.join(PROTOCOLS)}")
-    drawn = draw(samples, settings.limit, settings.seed)
+    drawn = chosen_samples(samples, settings)
     build = PROTOCOLS[settings.protocol] or task.build_prompt
     if settings.protocol == "chat":
         build = chat_protocol.builder_for(template)
-    if settings.n_orders > 1:
-        drawn = in_orders(drawn, settings.n_orders, settings.seed)
     items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
     if settings.n_orders > 1:
         check_shown(items)
@@ -74,6 +72,12 @@ def prepare(
         dataset_sha256=samples_sha256(drawn),
     )
     return Questions(items, facts, prompts_sha256([prompt for _, prompt in items]))
+
+
+def chosen_samples(samples: Sequence[Sample], settings: RunSettings) -> list[Sample]:
+    """The samples that are asked: drawn if there is a limit, each in several orders if the settings say so."""
+    drawn = draw(samples, settings.limit, settings.seed)
+    return in_orders(drawn, settings.n_orders, settings.seed) if settings.n_orders > 1 else drawn
 
 
 def draw(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:

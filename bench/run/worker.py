@@ -12,7 +12,6 @@ from bench.run.meters import Meters
 from bench.run.run import RunRequest
 from bench.settings import CONTEXT_TOKENS, RunSettings
 from bench.tasks import fetch, find_task
-from bench.tasks.local import local_task
 from medlite.engines.engine import Engine
 from medlite.engines.server.engine import OpenAIEngine, open_openai
 from medlite.engines.server.http import parse_address
@@ -26,7 +25,7 @@ def carry_out(open_engine: OpenEngine, request: RunRequest, reporter: Reporter) 
     """Ask the questions and write the record to request.out."""
     assert request.out is not None
     settings, data = request.settings, request.data
-    task = local_task(data) if request.task == "local" and data else find_task(request.task)
+    task = find_task(request.task, data)
     samples, shots = fetch.load(task, data, request.shots_data, n_shots=settings.n_shots)
     if data is not None:
         task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size

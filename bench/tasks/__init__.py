@@ -1,9 +1,11 @@
 """The table of tasks. To add one: one file beside this one, one row here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.ask.question import Task
 from bench.tasks import demo, medmcqa, medqa, mmlu_medical, pubmedqa, truthfulqa
+from bench.tasks.local import local_task
 from medlite.errors import TaskError
 
 TASKS: dict[str, Task] = {
@@ -27,8 +29,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def find_task(name: str) -> Task:
-    """The row called `name`. Raises TaskError listing the names there are."""
+def find_task(name: str, data: Path | None = None) -> Task:
+    """The row called `name`; of "local" with a file of the user's own, that file as a set.
+
+    Raises TaskError listing the names there are.
+    """
+    if name == "local" and data is not None:
+        return local_task(data)
     if name not in TASKS:
         raise TaskError(f"{name}: no such task", hint=f"one of {', '.join(TASKS)}; or --data FILE")
     return TASKS[name]

@@ -84,6 +84,7 @@ class GgufReceipt:
     tokenizer_check: TokenizerCheck | None
     tensors: tuple[GgufTensor, ...]
     total: dict[str, float | None]
+    imatrix_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def is_current(plan: QuantizationPlan, path: Path) -> bool:
     shards = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()})
     return (
         receipt.made_by == made_by()
+        and receipt.imatrix_sha256 == _importance_sha256(plan)
         and [file.header_sha256 for file in receipt.files]
         == [hashlib.sha256(file.header).hexdigest() for file in plan.files]
         and sizes == [file.n_bytes for file in plan.files]

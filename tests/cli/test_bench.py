@@ -13,11 +13,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from bench.run.kept import kept_record, questions_sha256
 from bench.run.record import read_record, sample_line
+from bench.run.run import RunRequest, run_task
 from bench.settings import RunSettings
 from medlite.cli import main
 from medlite.cli.bench import group as bench_cli
-from medlite.cli.bench.sweep import Wanted, kept_record, measure_artifact
+from medlite.cli.bench.measuring import measure_artifact
+from medlite.cli.bench.sweep import placed
 from medlite.files import file_sha256
 from tests.helpers.bench_toys import OPTIONS, make_sample
 from tests.helpers.fake_server import serving
@@ -81,22 +84,35 @@ def test_compare_prints_tables_of_eighty_columns_and_writes_a_report(folder: Pat
 
 
 @pytest.mark.parametrize(("form", "begin"), [("json", "{"), ("md", "# What"), ("html", "<!doctype")])
-def test_compare_prints_other_forms_and_nothing_else(folder: Path, form: str, begin: str) -> None:
-    assert medlite(folder, f"bench compare a.jsonl b.jsonl --format {form}").stdout.startswith(begin)
+def test_compare_prints_data_and_nothing_else_and_writes_other_forms(folder: Path, form: str, begin: str) -> None:
+    result = medlite(folder, f"bench compare a.jsonl b.jsonl --json --report other.{form}")
+    assert json.loads(result.stdout)["tasks"]
+    assert (folder / f"other.{form}").read_text().startswith(begin)
 
 
 def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> None:
     artifact = file_sha256(folder / "a.gguf")
-    wanted = Wanted("local", RunSettings(measure_speed=False), folder / "q.jsonl", None)
-    assert kept_record(folder / "a.jsonl", artifact, wanted) is not None
-    assert kept_record(folder / "a.jsonl", file_sha256(folder / "b.gguf"), wanted) is None
-    assert kept_record(folder / "q.jsonl", artifact, wanted) is None
-    assert kept_record(folder / "gone.jsonl", artifact, wanted) is None
+    settings = RunSettings(measure_speed=False)
+    wanted = RunRequest(folder / "a.gguf", "local", settings, folder / "q.jsonl", out=folder / "a.jsonl")
+
+    def kept(request: RunRequest, sha256: str = artifact) -> object:
+        return kept_record(request, sha256, questions_sha256(request))
+
+    assert kept(wanted) is not None
+    assert kept(wanted, file_sha256(folder / "b.gguf")) is None
+    assert kept(dataclasses.replace(wanted, out=folder / "q.jsonl")) is None
+    assert kept(dataclasses.replace(wanted, out=folder / "gone.jsonl")) is None
     for other in (RunSettings(measure_speed=False, limit=3), RunSettings(measure_speed=False, n_context=64)):
-        assert kept_record(folder / "a.jsonl", artifact, dataclasses.replace(wanted, settings=other)) is None
+        assert kept(dataclasses.replace(wanted, settings=other)) is None
     (folder / "fewer.jsonl").write_text("".join((folder / "q.jsonl").read_text().splitlines(keepends=True)[:4]))
-    fewer = dataclasses.replace(wanted, data=folder / "fewer.jsonl")
-    assert kept_record(folder / "a.jsonl", artifact, fewer) is None
+    assert kept(dataclasses.replace(wanted, data=folder / "fewer.jsonl")) is None
+
+
+def test_a_record_of_several_orders_is_kept_too(folder: Path, tmp_path: Path) -> None:
+    settings = RunSettings(measure_speed=False, n_orders=2)
+    wanted = RunRequest(folder / "a.gguf", "local", settings, folder / "q.jsonl", out=tmp_path / "orders.jsonl")
+    run_task(wanted)
+    assert kept_record(wanted, file_sha256(folder / "a.gguf"), questions_sha256(wanted)) is not None
 
 
 @pytest.mark.parametrize(
@@ -113,8 +129,7 @@ def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> No
         ("bench run gone.gguf --data q.jsonl", "gone.gguf: no such file", ""),
         ("bench run a.gguf --data gone.jsonl", "gone.jsonl: no such file", ""),
         ("bench run a.gguf --data q.jsonl --shots 3", "local:q.jsonl: has no few-shot examples", "--shots 0"),
-        ("bench run a.gguf --data q.jsonl --engine abacus", "unknown engine 'abacus'", "llamacpp"),
-        ("bench run a.gguf --data q.jsonl --engine onnx", "a.gguf: no ONNX folder of medlite", "--format onnx"),
+        ("bench run a.gguf --data q.jsonl --engine ort", "a.gguf: no ONNX folder of medlite", "--format onnx"),
         ("bench run --engine openai --data q.jsonl", "the openai engine needs a server", "--url"),
         (
             "bench run a.gguf --url localhost:1 --data q.jsonl",
@@ -128,8 +143,8 @@ def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> No
         ("bench sweep demo --report r.docx", "no report has the ending '.docx'", ".html"),
         ("bench sweep demo --report gone/r.html", "gone: no such folder", "mkdir"),
         ("bench sweep demo --task medqa", "is not in the cache, and the hub cannot be reached", "--data"),
-        ("bench sweep demo --recipes BF16", "a sweep needs two recipes", "BF16,Q4_K_M"),
-        ("bench sweep demo --recipes BF16,Q9_X", "Q9_X", "Q"),
+        ("bench sweep demo --recipe BF16", "a sweep needs two recipes", "--recipe BF16 --recipe Q4_K_M"),
+        ("bench sweep demo --recipe BF16 --recipe Q9_X", "Q9_X", "Q"),
     ],
 )
 def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message: str, hint: str) -> None:
@@ -141,13 +156,34 @@ def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message:
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "bench run a.gguf --data q.jsonl --engine abacus",
+            "'abacus' is not one of 'llamacpp', 'ort', 'torch', 'openai'",
+        ),
+        ("bench run a.gguf --data q.jsonl --engine onnx", "'onnx' is not one of"),
+        ("bench sweep demo --engine openai", "'openai' is not one of"),
+        ("bench sweep demo --recipes BF16,Q8_0", "No such option"),
+        ("bench compare a.jsonl b.jsonl --format md", "No such option"),
+    ],
+)
+def test_a_word_that_a_command_does_not_know_is_an_error_of_usage(folder: Path, command: str, message: str) -> None:
+    result = medlite(folder, command)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
 def test_a_sweep_measures_once_and_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path) -> None:
-    wanted = [Wanted("local", RunSettings(measure_speed=False, n_group=4), folder / "q.jsonl", None)]
     model = tmp_path / "a.gguf"
     model.write_bytes((folder / "a.gguf").read_bytes())
+    settings = RunSettings(measure_speed=False, n_group=4)
+    wanted = placed([RunRequest(Path(), "local", settings, folder / "q.jsonl")], model, "runs")
+    datasets = {"local": questions_sha256(wanted[0])}
 
     def measured() -> tuple[int, list[str]]:
-        (record,) = measure_artifact(model, wanted, "runs", quiet=True).values()
+        (record,) = measure_artifact(model, wanted, datasets, quiet=True).values()
         return record.performance.n_scored, [sample_line(sample) for sample in record.samples]
 
     n_scored, first = measured()

@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medlite.cli.params import json_option
+
 if TYPE_CHECKING:
     from bench.reports.content import Report
+
+report_option = click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a report; the ending (.html, .md, .json) decides its form.",
+)
 
 
 @click.command(
@@ -16,7 +25,7 @@ Examples:
   medlite bench compare bf16.jsonl q8.jsonl q4.jsonl
   medlite bench compare runs/bf16/ runs/q4/ --margin 2.0
   medlite bench compare bf16.jsonl q4.jsonl --report report.html
-  medlite bench compare bf16.jsonl q4.jsonl --format md > card.md""",
+  medlite bench compare bf16.jsonl q4.jsonl --report card.md""",
 )
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -35,21 +44,8 @@ Examples:
     help="The baseline run again (other device, threads, dtype): its loss is the noise floor.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a report; the ending (.html, .md, .json) decides its form.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "md", "json", "html"]),
-    default="table",
-    show_default=True,
-    help="What to print.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@report_option
+@json_option()
 def command(
     baseline: Path,
     runs: tuple[Path, ...],
@@ -57,7 +53,6 @@ def command(
     reruns: tuple[Path, ...],
     seed: int,
     report: Path | None,
-    form: str,
     as_json: bool,
 ) -> None:
     """What each of RUNS lost against BASELINE. Each is a record, or a folder with a record a task."""
@@ -68,9 +63,7 @@ def command(
     check_report(report)
     base = read_runs(baseline)
     found = compare_runs(base, [read_runs(run) for run in runs], margin_points=margin_points, seed=seed)
-    show_report(
-        Report(found, noise_floors(base, [read_runs(run) for run in reruns])), report, "json" if as_json else form
-    )
+    show_report(Report(found, noise_floors(base, [read_runs(run) for run in reruns])), report, as_json=as_json)
 
 
 def check_report(path: Path | None) -> None:
@@ -83,17 +76,17 @@ def check_report(path: Path | None) -> None:
         check_writable(path, force=True)
 
 
-def show_report(found: "Report", path: Path | None, form: str) -> None:
-    """Print the comparisons in the asked form, and write the report file."""
-    from bench.reports.forms import REPORTS, render, write_report
+def show_report(found: "Report", path: Path | None, *, as_json: bool) -> None:
+    """Write the report file, and print the comparisons: as tables, or as data."""
+    from bench.reports.forms import render, write_report
     from bench.reports.to_terminal import to_terminal
     from medlite.cli.display import stderr, stdout
     from medlite.cli.draw import draw_table
 
     if path:
         write_report(found, path)
-    if form in REPORTS:
-        click.echo(render(found, form), nl=False)
+    if as_json:
+        click.echo(render(found, "json"), nl=False)
         return
     for part in to_terminal(found):
         stdout.print(part if isinstance(part, str) else draw_table(part), markup=False)

@@ -10,6 +10,7 @@ from medlite.cli.bench import harness as bench_harness
 from medlite.cli.bench import run as bench_run
 from medlite.cli.bench import sweep
 from medlite.cli.bench import text as bench_text
+from medlite.cli.params import json_option
 
 
 @click.group(
@@ -34,7 +35,7 @@ Examples:
   medlite bench tasks
   medlite bench tasks --json""",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the table as data.")
+@json_option("Print the table as data.")
 def tasks_command(as_json: bool) -> None:
     """List the question sets: size, licence, source, and whether they are on this machine."""
     from bench.reports.to_terminal import task_table

@@ -1,140 +1,44 @@
 """`medlite bench run`: ask a model the questions and keep every answer."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from medlite.cli import print_json
-from medlite.errors import EngineError, OutputError, TaskError
+from medlite.cli.bench.asking import Asking, asking_options
+from medlite.cli.bench.measuring import phase_bars
+from medlite.cli.params import json_option
+from medlite.errors import EngineError, OutputError
 
 if TYPE_CHECKING:
-    from bench.run.child import OnProgress, Progress
     from bench.run.record import RunRecord
     from bench.settings import RunSettings
 
 
-def run_options(function: Any) -> Any:
-    """The options that decide how questions are asked; run and sweep share them."""
-    for option in reversed(
-        (
-            click.option(
-                "--task",
-                "tasks",
-                default="demo",
-                show_default=True,
-                metavar="NAME,...",
-                help="Question sets, see `medlite bench tasks`.",
-            ),
-            click.option(
-                "--data",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Your own questions (.jsonl, .csv, .parquet) instead of the published file.",
-            ),
-            click.option(
-                "--shots-data",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Few-shot examples of your own instead of the published ones.",
-            ),
-            click.option(
-                "--shots",
-                "n_shots",
-                type=click.IntRange(0),
-                default=0,
-                show_default=True,
-                help="Solved examples before each question.",
-            ),
-            click.option(
-                "--protocol",
-                type=click.Choice(["letters", "cloze", "chat"]),
-                default=None,
-                help="letters: likelihood of the option's letter. cloze: of its text, per character. chat: the "
-                "model's own template, a greedy reply, strictly parsed. Default: letters; cloze for demo.",
-            ),
-            click.option(
-                "--reply-tokens",
-                type=click.IntRange(1),
-                default=64,
-                show_default=True,
-                help="Longest reply of the chat protocol; thinking models need many more.",
-            ),
-            click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-            click.option(
-                "--permute-options",
-                "n_orders",
-                type=click.IntRange(2),
-                default=None,
-                metavar="ORDERS",
-                help="Ask each question with its options in ORDERS orders, rotated by seeded steps: accuracy "
-                "then hangs less on the letters, and how often the answer stays is shown.",
-            ),
-            click.option(
-                "--engine",
-                default="",
-                metavar="NAME",
-                help="llamacpp, onnx or torch. Default: by the artifact's format. torch: the checkpoint folder "
-                "itself, the full-precision reference.",
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                default=None,
-                help="Of the torch engine. Default: float32 on CPU, the checkpoint's own on CUDA.",
-            ),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
-            click.option(
-                "--context",
-                "n_context",
-                type=click.IntRange(0),
-                default=0,
-                metavar="TOKENS",
-                help="Context length. Default: 4096, or the model's own if that is less.",
-            ),
-            click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores."),
-            click.option(
-                "--margin",
-                "margin_points",
-                type=click.FloatRange(0),
-                default=1.0,
-                show_default=True,
-                help="Loss in percentage points that you declare tolerable before the run.",
-            ),
-            click.option(
-                "--exact", is_flag=True, help="Keep whole distributions: exact KL, records of many megabytes."
-            ),
-            click.option("--no-speed", is_flag=True, help="Skip the measurement of prefill and decode speed."),
+@dataclass(frozen=True)
+class Served:
+    """A model behind a server. url: empty where there is none."""
+
+    url: str
+    model: str
+    n_parallel: int
+
+    def settings(self, settings: "RunSettings") -> "RunSettings":
+        """`settings` for the model behind the server."""
+        if not self.url:
+            return settings
+        return replace(
+            settings,
+            engine="openai",
+            url=self.url,
+            server_model=self.model,
+            n_parallel=self.n_parallel,
+            measure_speed=False,
         )
-    ):
-        function = option(function)
-    return function
-
-
-def run_settings(options: dict[str, Any], task: str) -> "RunSettings":
-    """The settings among a command's options, for one task: its own protocol where the user names none."""
-    from bench.settings import RunSettings
-    from bench.tasks import TASKS
-
-    names = ("n_shots", "limit", "seed", "engine", "device", "n_context", "n_threads", "margin_points", "reply_tokens")
-    settings = {name: options[name] for name in names}
-    if options.get("url"):
-        settings |= {
-            "engine": "openai",
-            "url": options["url"],
-            "server_model": options["server_model"],
-            "n_parallel": options["n_parallel"],
-        }
-    settings["dtype"] = options["dtype"] or ""
-    settings["n_orders"] = options["n_orders"] or 1
-    settings["protocol"] = options["protocol"] or (TASKS[task].protocol if task in TASKS else "letters")
-    if options["exact"]:
-        settings["max_tokens"] = 0
-    return RunSettings(**settings, measure_speed=not options["no_speed"] and not options.get("url"))
 
 
 @click.command(
@@ -151,7 +55,7 @@ Examples:
 One task makes a file, several make a folder with a file each.""",
 )
 @click.argument("model", required=False, default="")
-@run_options
+@asking_options(servers=True)
 @click.option(
     "--url",
     metavar="URL",
@@ -173,69 +77,71 @@ One task makes a file, several make a folder with a file each.""",
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the record goes.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--force", is_flag=True, help="Replace a finished record.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(model: str, out: Path | None, resume: bool, force: bool, as_json: bool, **options: Any) -> None:
+@json_option()
+def command(
+    model: str,
+    asking: Asking,
+    url: str,
+    server_model: str,
+    n_parallel: int,
+    offline: bool,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo.
 
     With --engine torch, MODEL is a checkpoint folder; with --engine openai there is a --url instead. A server that
     wants a key gets the one in the environment variable MEDLITE_API_KEY.
     """
-    if options["offline"]:
+    from bench.run.run import RunRequest, run_task
+
+    if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    path = model_path(model, options)
-    names = wanted_tasks(options)
-    records = [
-        run_one(
+    served = Served(url, server_model, n_parallel)
+    path = model_path(model, asking.engine, served)
+    names = asking.task_names()
+    records = []
+    for name in names:
+        request = RunRequest(
             path,
             name,
-            options,
+            served.settings(asking.settings(name)),
+            data=asking.data,
+            shots_data=asking.shots_data,
             out=out_path(out, name, several=len(names) > 1),
             resume=resume,
             force=force,
-            quiet=as_json,
         )
-        for name in names
-    ]
+        with phase_bars(f"{path.stem} {name}", quiet=as_json) as on_progress:
+            records.append(run_task(request, on_progress))
     if as_json:
         print_json([record_facts(record) for record in records])
         return
     show_records(records)
 
 
-def model_path(model: str, options: dict[str, Any]) -> Path:
+def model_path(model: str, engine: str, served: Served) -> Path:
     """Where the model is; of one behind a server the name of its host, which is said aloud before anything is sent."""
     from medlite.engines.server.http import parse_address
     from medlite.models.registry import resolve_model
 
-    if not options["url"]:
-        if options["engine"] == "openai":
+    if not served.url:
+        if engine == "openai":
             raise EngineError("the openai engine needs a server", hint="--url http://localhost:8080")
         if not model:
             raise click.UsageError("Missing argument 'MODEL'.")
-        return Path(model) if options["engine"] == "torch" else resolve_model(model)
-    if options["engine"] not in ("", "openai") or model:
+        return Path(model) if engine == "torch" else resolve_model(model)
+    if engine not in ("", "openai") or model:
         raise EngineError(
-            f"--url names a server, {model or options['engine']!r} names another model or engine",
+            f"--url names a server, {model or engine!r} names another model or engine",
             hint="--engine openai --url URL --model NAME-AT-THE-SERVER",
         )
-    address = parse_address(options["url"])
+    address = parse_address(served.url)
     where = "this machine" if address.is_this_machine else "ANOTHER MACHINE"
     click.echo(f"the questions go to {address.text} ({where})", err=True)
     return Path(address.host)
-
-
-def wanted_tasks(options: dict[str, Any]) -> list[str]:
-    """Task names of --task; "local" where only --data was given."""
-    from bench.tasks import task_names
-
-    context = click.get_current_context()
-    explicit = context.get_parameter_source("tasks") == click.core.ParameterSource.COMMANDLINE
-    if options["data"] and not explicit:
-        return ["local"]
-    names = task_names([name.strip() for name in options["tasks"].split(",") if name.strip()])
-    if options["data"] and len(names) > 1:
-        raise TaskError(f"--data is one file, --task names {len(names)} sets", hint="name one task with --data")
-    return names
 
 
 def out_path(out: Path | None, task: str, *, several: bool) -> Path | None:
@@ -248,58 +154,6 @@ def out_path(out: Path | None, task: str, *, several: bool) -> Path | None:
         raise OutputError(f"{out}: is a file, several tasks need a folder", hint=f"-o {out.with_suffix('')}/")
     out.mkdir(parents=True, exist_ok=True)
     return out / f"{task}.jsonl"
-
-
-def run_one(
-    model: Path, task: str, options: dict[str, Any], *, out: Path | None, resume: bool, force: bool, quiet: bool
-) -> "RunRecord":
-    """One measurement in its own process, with a bar for each phase."""
-    from bench.run.run import RunRequest, run_task
-
-    with phase_bars(f"{model.stem} {task}", quiet=quiet) as on_progress:
-        request = RunRequest(
-            model,
-            task,
-            run_settings(options, task),
-            data=options["data"],
-            shots_data=options["shots_data"],
-            out=out,
-            resume=resume,
-            force=force,
-        )
-        return run_task(request, on_progress)
-
-
-@contextmanager
-def phase_bars(title: str, *, quiet: bool) -> "Iterator[OnProgress]":
-    """A line on stderr that shows the phase and how far it is; nothing when quiet."""
-    from medlite.cli.display import stderr
-
-    if quiet or not stderr.is_terminal:
-        yield lambda _: None
-        return
-    from rich import progress as rich_progress
-
-    texts = {"hash": "read", "load": "load", "speed": "measure speed", "score": "questions"}
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(bar_width=20),
-        rich_progress.TextColumn("{task.fields[count]}"),
-        rich_progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    )
-    with rich_progress.Progress(*columns, console=stderr, transient=True) as bars:
-        bar = bars.add_task(title, total=None, count="")
-        phase = ""
-
-        def on_progress(progress: "Progress") -> None:
-            nonlocal phase
-            if progress.phase != phase:
-                phase = progress.phase
-                bars.reset(bar, description=f"{title}: {texts.get(phase, phase)}", total=progress.total or None)
-            count = f"{progress.done:,} of {progress.total:,}" if phase == "score" else ""
-            bars.update(bar, completed=progress.done, total=progress.total, count=count)
-
-        yield on_progress
 
 
 def record_facts(record: "RunRecord") -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from medlite.cli import print_json
-from medlite.cli.bench.run import phase_bars
+from medlite.cli.bench.measuring import phase_bars
+from medlite.cli.params import device_option, json_option, threads_option
 
 if TYPE_CHECKING:
     from bench.settings import RunSettings
@@ -41,11 +42,11 @@ Examples:
     help="Keep the first model's whole distributions on disk while the others run, also where that takes "
     "more than 4 GiB: 4 bytes a token of the vocabulary, for each scored token of the text.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", "n_threads", type=click.IntRange(0), default=0, help="Default: physical cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@device_option()
+@threads_option()
+@json_option()
 def command(
-    file: Path, models: tuple[str, ...], n_context: int, exact: bool, device: str, n_threads: int, as_json: bool
+    file: Path, models: tuple[str, ...], n_context: int, exact: bool, device: str, n_threads: int | None, as_json: bool
 ) -> None:
     """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
     of probability. All as llama-perplexity defines them."""
@@ -57,7 +58,7 @@ def command(
     from medlite.cli.draw import draw_table
 
     settings = RunSettings(
-        n_context=n_context, device=device, n_threads=n_threads, max_tokens=0 if exact else MAX_TOKENS
+        n_context=n_context, device=device, n_threads=n_threads or 0, max_tokens=0 if exact else MAX_TOKENS
     )
     results = measure_texts(file, models, settings, quiet=as_json)
     scores, distances = [one.score for one in results], [one.distance for one in results[1:] if one.distance]
