@@ -9,7 +9,10 @@ import pytest
 from tests.helpers.places import ROOT
 
 # A function never bears the name of a package inside: Python binds both to one attribute.
-SURFACES = {"medlite": {"__version__", "load", "open_engine"}}
+SURFACES = {
+    "medlite": {"__version__", "load", "open_engine"},
+    "bench": {"compare_records", "read_record", "run_task", "write_report"},
+}
 
 
 @pytest.mark.parametrize("name", SURFACES)

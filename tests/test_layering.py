@@ -1,9 +1,10 @@
 """Which room may import which: an allow-list, read from the source, deferred imports too; and no import circles.
 
-CONTRIBUTING.md shows the same rooms as a picture.
+CONTRIBUTING.md shows the same rooms as a picture, docs/design.md says why.
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -72,6 +73,10 @@ BENCH_FLOORS = (
 PENDING = {("quantize.onnx", "quantize.gguf"), ("quantize.stream", "quantize.gguf")}
 PENDING_CIRCLES = {"quantize.onnx.config", "quantize.onnx.graph", "quantize.onnx.plan"}
 PENDING_ROOMS: set[str] = set()
+
+# Where a command or a process starts: our own modules may be imported inside functions there.
+STARTS = ("medlite.cli", "medlite.demo.train", "bench.run.worker")
+PENDING_DEFERRED = {"quantize.onnx.plan"}
 
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "sentencepiece", "matplotlib"}
@@ -154,6 +159,27 @@ def test_the_list_forbids_what_it_must(own: str, imported: str) -> None:
 def test_every_room_of_the_list_exists() -> None:
     """A room that is gone would leave an allowance that nobody reads."""
     assert {name for name in ROOMS if name not in MODULES} == PENDING_ROOMS
+
+
+@pytest.mark.parametrize("room", [*ROOMS, *BENCH_FLOORS])
+def test_the_picture_shows_every_room(room: str) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text[text.index("## Rooms") : text.index("## Before a commit")]
+    name = room if room.startswith("medlite") else room.rpartition(".")[2]
+    assert room == "medlite.__main__" or re.search(rf"\b{re.escape(name)}\b", picture)
+
+
+def test_our_own_modules_are_imported_at_the_top() -> None:
+    """Except where a program starts: an import inside a function hides an arrow, and often a circle."""
+    for own, path in MODULES.items():
+        if own.startswith(STARTS) or own in PENDING_DEFERRED:
+            continue
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                for node in ast.walk(function):
+                    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                    assert not {name.split(".")[0] for name in names} & set(PACKAGES), f"{own}: {function.name}"
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:

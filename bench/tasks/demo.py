@@ -6,12 +6,11 @@ from pathlib import Path
 from bench.ask.prompts import question_letters_answer
 from bench.ask.question import Sample, Task
 from bench.tasks.local import read_samples
+from medlite.demo import questions_path
 
 
 def read(_paths: Sequence[Path]) -> list[Sample]:
     """The embedded samples; nothing is fetched."""
-    from medlite.demo import questions_path
-
     return read_samples(questions_path())
 
 

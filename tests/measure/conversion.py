@@ -15,13 +15,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.02
+from tests.measure.sampler import Run, in_turn, run
+
 COPY = """
 import os, sys
 source, target, n_out = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -33,89 +32,6 @@ with open(target, 'wb', buffering=0) as f:
     while done < n_out: done += f.write(memoryview(block)[:min(len(block), n_out - done)])
     os.fsync(f.fileno())
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """One whole process. cpu_seconds: user and system. peak_rss_bytes: file-mapped pages counted.
-
-    peak_anonymous_bytes: without them, sampled every 20 ms. n_bytes_read, n_bytes_written: through system calls, cached
-    or not; a source that is hashed beside its conversion is read twice. All three are 0 where there is no /proc.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_rss_bytes: int
-    peak_anonymous_bytes: int
-    n_bytes_read: int
-    n_bytes_written: int
-
-
-class Watch:
-    """Samples a process in a thread until `stop`; what it saw stands in its fields."""
-
-    def __init__(self, pid: int) -> None:
-        self.folder = Path(f"/proc/{pid}")
-        self.peak_anonymous_bytes = self.n_bytes_read = self.n_bytes_written = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-
-    def _sample(self) -> None:
-        while not self._stopped.wait(SAMPLE_SECONDS):
-            try:
-                status = _numbers(self.folder / "status")
-                calls = _numbers(self.folder / "io")
-            except OSError:
-                return
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, 1024 * status.get("RssAnon", 0))
-            self.n_bytes_read, self.n_bytes_written = calls.get("rchar", 0), calls.get("wchar", 0)
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """The lines `name: number ...` of a file of /proc."""
-    pairs = (line.partition(":")[::2] for line in path.read_text().splitlines())
-    return {name: int(rest.split()[0]) for name, rest in pairs if rest.split()[:1] and rest.split()[0].isdigit()}
-
-
-def run(command: list[str], environment: dict[str, str]) -> Run:
-    """Run `command` to its end; its output is kept and shown only if it fails."""
-    with tempfile.TemporaryFile("w+") as log:
-        begin = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
-        watch = Watch(process.pid)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        seconds = time.perf_counter() - begin
-        watch.stop()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)}\nexited with {process.returncode}\n{log.read()[-2000:]}")
-    return Run(
-        seconds,
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
-        watch.peak_anonymous_bytes,
-        watch.n_bytes_read,
-        watch.n_bytes_written,
-    )
-
-
-def in_turn(runs: list[Run]) -> Run:
-    """Processes that ran one after the other, as one: times and bytes add up, peaks do not."""
-    return Run(
-        sum(r.seconds for r in runs),
-        sum(r.cpu_seconds for r in runs),
-        max(r.peak_rss_bytes for r in runs),
-        max(r.peak_anonymous_bytes for r in runs),
-        sum(r.n_bytes_read for r in runs),
-        sum(r.n_bytes_written for r in runs),
-    )
 
 
 def contestants(arguments: argparse.Namespace, folder: Path) -> dict[str, list[list[str]]]:

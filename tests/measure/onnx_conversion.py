@@ -11,37 +11,16 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-POLL_SECONDS = 0.02
+from tests.measure.sampler import Run, run
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """One whole process. anonymous_bytes: the most it held at any poll. n_bytes: of the folder it wrote."""
-
-    seconds: float
-    anonymous_bytes: int
-    n_bytes: int
-
-
-def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process, 0 once it is gone. Source: man 5 proc, /proc/PID/status."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
-
-
-def convert(arguments: argparse.Namespace, home: Path) -> Conversion:
-    """Convert once into `home`, and remove what was written."""
+def convert(arguments: argparse.Namespace, home: Path) -> tuple[Run, int]:
+    """Convert once into `home`: what it cost, and the bytes of the folder, which is removed."""
     out = home / "out"
     command = [
         sys.executable,
@@ -62,19 +41,10 @@ def convert(arguments: argparse.Namespace, home: Path) -> Conversion:
         "--json",
         *(["--no-measure"] if arguments.no_measure else []),
     ]
-    with tempfile.TemporaryFile("w+") as log:
-        begin, most = time.perf_counter(), 0
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        while process.poll() is None:
-            most = max(most, anonymous_bytes(process.pid))
-            time.sleep(POLL_SECONDS)
-        seconds = time.perf_counter() - begin
-        if process.returncode:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)}\nexited with {process.returncode}\n{log.read()[-2000:]}")
+    done = run(command)
     n_bytes = sum(path.stat().st_size for path in out.iterdir())
     shutil.rmtree(out)
-    return Conversion(seconds, most, n_bytes)
+    return done, n_bytes
 
 
 def main() -> None:
@@ -91,14 +61,14 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {date.today()}"
     )
     with tempfile.TemporaryDirectory(dir=arguments.source.resolve().parent) as name:
-        rounds = []
+        rounds, n_bytes = [], 0
         for _ in range(arguments.rounds):
-            rounds.append(convert(arguments, Path(name)))
-            print(f"{rounds[-1].seconds:6.1f} s {rounds[-1].anonymous_bytes / 1e6:6.0f} MB anonymous", flush=True)
+            done, n_bytes = convert(arguments, Path(name))
+            rounds.append(done)
+            print(f"{done.seconds:6.1f} s {done.peak_anonymous_bytes / 1e6:6.0f} MB anonymous", flush=True)
     print(
         f"median {statistics.median(one.seconds for one in rounds):.1f} s, most "
-        f"{max(one.anonymous_bytes for one in rounds) / 1e6:.0f} MB anonymous, wrote "
-        f"{rounds[-1].n_bytes / 1e6:.0f} MB"
+        f"{max(one.peak_anonymous_bytes for one in rounds) / 1e6:.0f} MB anonymous, wrote {n_bytes / 1e6:.0f} MB"
     )
 
 

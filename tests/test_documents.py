@@ -1,0 +1,56 @@
+"""What the documents name exists: files, test files, modules that are run, links. `medlite ...` lines: tests/cli."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.places import ROOT
+
+PACKAGES = ("medlite", "quantize", "bench")
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(path for name in (*PACKAGES, "docs", "tests") for path in (ROOT / name).rglob("*.md"))]
+)
+# Read as history, which names what was.
+HISTORY = {ROOT / "CHANGELOG.md", *(ROOT / "docs" / "decisions").glob("*.md")}
+
+RUN = re.compile(r"python3? -m ((?:medlite|quantize|bench|tests)(?:\.\w+)*)[^.\w]")
+PYTEST = re.compile(r"pytest ([^`|\n]*)")
+PATH = re.compile(r"`((?:medlite|quantize|bench|tests|docs)/[\w./-]*)`")
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)")
+
+
+def absent_links(text: str, folder: Path) -> list[str]:
+    """The files that `text`, a document of `folder`, links to and that are not there."""
+    return [name for name in LINK.findall(text) if not (folder / name).exists()]
+
+
+def absent_names(text: str) -> list[str]:
+    """The modules, test files and paths that `text` names and that are not there."""
+    modules = [name.replace(".", "/") for name in RUN.findall(text)]
+    tests = [word.partition("::")[0] for line in PYTEST.findall(text) for word in line.split() if "/" in word]
+    return [
+        *(
+            name
+            for name in modules
+            if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists()
+        ),
+        *(name for name in [*tests, *PATH.findall(text)] if not (ROOT / name).exists()),
+    ]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_a_document_names_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert absent_links(text, path.parent) == []
+    assert path in HISTORY or absent_names(text) == []
+
+
+def test_what_is_absent_is_found() -> None:
+    assert absent_links("[the method](absent.md), [the web](https://example.org)", ROOT) == ["absent.md"]
+    for text in (
+        "run `python -m tests.measure.absent FOLDER`",
+        "`MEDLITE_X=1 pytest -m slow tests/absent.py -k name`",
+        "one row in `quantize/absent.py`",
+    ):
+        assert len(absent_names(text)) == 1, text
