@@ -87,9 +87,9 @@ def command(
 
 
 def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None:
-    """The GBNF text that --grammar or --json-schema asks for; None for neither. Raises EngineError for a wrong one."""
-    from medlite.engines.gbnf import check_gbnf
-    from medlite.engines.json_schema import json_schema_to_gbnf
+    """The grammar that --grammar or --json-schema asks for; None for neither. Raises EngineError for a wrong one."""
+    from medlite.engines.gbnf import lark_from_gbnf
+    from medlite.engines.json_schema import lark_from_json_schema
 
     if grammar_file is not None and schema is not None:
         raise click.UsageError("--grammar or --json-schema, not both")
@@ -99,13 +99,12 @@ def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None
         text = grammar_file.read() if grammar_file is not None else _schema_text(str(schema))
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"the file cannot be read as text: {error}") from None
-    if schema is not None:
-        try:
-            text = json_schema_to_gbnf(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise click.UsageError(f"--json-schema is no JSON: {error}") from None
-    check_gbnf(text)
-    return text
+    if schema is None:
+        return lark_from_gbnf(text)
+    try:
+        return lark_from_json_schema(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--json-schema is no JSON: {error}") from None
 
 
 def _schema_text(given: str) -> str:

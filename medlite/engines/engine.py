@@ -52,7 +52,8 @@ class LogitsRequest:
 class GenerationSettings:
     """How the next token is chosen. temperature 0 is greedy and deterministic.
 
-    grammar: GBNF text that the reply must follow, whose rule `root` is the whole reply; None leaves it free.
+    grammar: what the whole reply must follow, from `gbnf.lark_from_gbnf` or `json_schema.lark_from_json_schema`;
+    None leaves it free.
     """
 
     max_tokens: int = 512

@@ -1,17 +1,21 @@
-"""GBNF, llama.cpp's grammar notation, checked before llama.cpp reads it.
+"""GBNF, llama.cpp's grammar notation, as llguidance's Lark.
 
-llama.cpp's parser (src/llama-grammar.cpp) prints errors to stderr without a line, does not return for {2,1} nor for
-some left recursion through rules that may be empty, overflows its stack on deep nesting, and widens a repetition above
-2000 to any number. What passes here is none of these. Syntax: llama.cpp grammars/README.md.
+Every character of the GBNF text becomes a terminal of its own. llguidance cuts a reply into the longest terminals that
+match, so `"a" [a-z]* "b"` with longer ones would take no reply at all; terminals of one character cut it in one way.
+Syntax: llama.cpp grammars/README.md; llguidance docs/syntax.md.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from medlite.errors import EngineError
 
 ROOT = "root"
-MOST_REPEATED = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD
+HEADER = (
+    '%llguidance {"no_forcing": true}\n'  # else a token that the grammar forces is chosen before the model is asked
+)
+MOST_REPEATED = 2000
 MOST_NESTED = 64
 
 NAME = re.compile(r"[A-Za-z0-9-]+")
@@ -19,36 +23,50 @@ SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 CHARACTER = re.compile(r'\\(?:x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|[trn\\"\[\]-])|[^\\]', re.DOTALL)
 COUNTS = re.compile(r"\{[ \t]*(\d+)[ \t]*(,[ \t]*(\d*)[ \t]*)?\}")
-
-# A rule is a list of alternatives, an alternative the names of rules that it passes; None stands for a character.
-Alternative = list[str | None]
-Passes = Callable[[str | None, set[str]], bool]
+NAMED = {"t": "\t", "r": "\r", "n": "\n"}
 
 
-def check_gbnf(text: str) -> None:
-    """Raise EngineError, with line and column, unless llama.cpp can hold a reply to the grammar `text`."""
+@dataclass(frozen=True)
+class Item:
+    """A part of a sequence, in Lark. rule: the GBNF rule that must end for the item to end; None needs none."""
+
+    lark: str
+    rule: str | None = None
+
+
+Rules = Mapping[str, list[list[Item]]]  # the alternatives of each rule, each a sequence
+
+
+def lark_from_gbnf(text: str) -> str:
+    """The grammar of the GBNF text, whose rule `root` is the whole reply.
+
+    Raises EngineError with line and column for a text that is not GBNF, or with the rule that no reply can end.
+    """
     if "\0" in text:
         raise EngineError("the grammar holds a zero byte")
-    rules = _Parser(text).rules()
+    parser = _Parser(text)
+    rules = parser.rules()
     if ROOT not in rules:
         raise EngineError(f"the grammar has no rule {ROOT}", hint=f"{ROOT} ::= ... says what a whole reply is")
-    nullable = _fixpoint(rules, lambda name, known: name in known)
-    ending = _fixpoint(rules, lambda name, known: name is None or name in known)
-    for name in rules:
-        if name not in ending:
-            raise EngineError(
-                f"the grammar's rule {_shown(name)} never ends", hint="give it an alternative without itself"
-            )
-    _check_left_recursion(rules, nullable)
+    _check_ends(rules)
+    lines = [f"start: {parser.lark_name(ROOT)}"]
+    for name, alternatives in rules.items():
+        bodies = (" ".join(item.lark for item in sequence) or '""' for sequence in alternatives)
+        lines.append(f"{parser.lark_name(name)}: {' | '.join(bodies)}")
+    return HEADER + "\n".join(lines) + "\n"
 
 
 class _Parser:
-    """Reads the rules of a grammar. Groups and repetitions become rules of their own, as in llama.cpp."""
+    """Reads the rules of a grammar. A group becomes a rule of its own."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth = text, 0, 0
-        self.found: dict[str, list[Alternative]] = {}
+        self.found: dict[str, list[list[Item]]] = {}
         self.referred: dict[str, int] = {}  # name -> where it is first used
+        self._lark_names: dict[str, str] = {}
+
+    def lark_name(self, name: str) -> str:
+        return self._lark_names.setdefault(name, f"r{len(self._lark_names)}")
 
     def fail(self, needed: str, at: int | None = None) -> EngineError:
         at = self.at if at is None else at
@@ -60,7 +78,7 @@ class _Parser:
             hint="the notation: grammars/README.md of llama.cpp",
         )
 
-    def rules(self) -> Mapping[str, list[Alternative]]:
+    def rules(self) -> Rules:
         self.skip(lines=True)
         while self.at < len(self.text):
             name = self.take(NAME, "the name of a rule (letters, digits, -)")
@@ -72,7 +90,7 @@ class _Parser:
             self.at += 3
             self.skip(lines=True)
             self.found[name] = []
-            self.found[name] = self.alternatives(name)
+            self.found[name] = self.alternatives()
             if self.at < len(self.text) and self.text[self.at] not in "\r\n":
                 raise self.fail("an element, | or the end of the line")
             self.skip(lines=True)
@@ -92,27 +110,26 @@ class _Parser:
         self.at = match.end()
         return match[0]
 
-    def alternatives(self, name: str) -> list[Alternative]:
-        found = [self.sequence(name)]
+    def alternatives(self) -> list[list[Item]]:
+        found = [self.sequence()]
         while self.text.startswith("|", self.at):
             self.at += 1
             self.skip(lines=True)
-            found.append(self.sequence(name))
+            found.append(self.sequence())
         return found
 
-    def sequence(self, name: str) -> Alternative:
-        sequence: Alternative = []
+    def sequence(self) -> list[Item]:
+        sequence: list[Item] = []
         while self.at < len(self.text) and self.text[self.at] not in "|)\r\n":
-            item = self.item(name)
+            item = self.element()
             self.skip(lines=self.depth > 0)
             while self.at < len(self.text) and self.text[self.at] in "*+?{":
-                item = self.repeated(name, item)
+                item = self.repeated(item)
                 self.skip(lines=self.depth > 0)
-            sequence += item
+            sequence.append(item)
         return sequence
 
-    def item(self, name: str) -> Alternative:
-        """One element, as the rules and characters it passes."""
+    def element(self) -> Item:
         letter = self.text[self.at]
         if letter == '"':
             return self.literal()
@@ -120,130 +137,104 @@ class _Parser:
             return self.character_class()
         if letter == ".":
             self.at += 1
-            return [None]
+            return Item("/[^\\x{0}]/")  # as in llama.cpp, zero is no character
         if letter == "(":
-            return self.group(name)
+            return self.group()
         if letter in "<!":
             raise self.fail("text (tokens by name or id are not taken)")
         at = self.at
         referred = self.take(NAME, 'an element: "text", [characters], ( ), . or the name of a rule')
         self.referred.setdefault(referred, at)
-        return [referred]
+        return Item(self.lark_name(referred), referred)
 
-    def literal(self) -> Alternative:
+    def character(self, needed: str) -> str:
+        """The next character, as a regular expression writes it inside brackets."""
+        at = self.at
+        written = self.take(CHARACTER, needed)
+        if len(written) == 1:
+            code = ord(written)
+        elif written[1] in "xuU":
+            code = int(written[2:], 16)
+        else:
+            code = ord(NAMED.get(written[1], written[1]))
+        if not 0 < code <= 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+            raise self.fail("a character of Unicode, not zero", at)
+        return f"\\x{{{code:x}}}"
+
+    def literal(self) -> Item:
         self.at += 1
-        n = 0
+        terminals = []
         while not self.text.startswith('"', self.at):
-            self.take(CHARACTER, "a character, an escape or a closing quote")
-            n += 1
+            terminals.append(f"/[{self.character('a character, an escape or a closing quote')}]/")
         self.at += 1
-        return [None] if n else []
+        return Item(f"({' '.join(terminals)})" if terminals else '""')
 
-    def character_class(self) -> Alternative:
+    def character_class(self) -> Item:
         begin = self.at
-        self.at += 1 + self.text.startswith("^", self.at + 1)
+        self.at += 1
+        negated = self.text.startswith("^", self.at)
+        self.at += negated
+        inside = "^\\x{0}" if negated else ""
         n = 0
         while not self.text.startswith("]", self.at):
-            self.take(CHARACTER, "a character, an escape or a closing bracket")
+            first_at = self.at
+            inside += (first := self.character("a character, an escape or a closing bracket"))
             if self.text.startswith("-", self.at) and not self.text.startswith("-]", self.at):
                 self.at += 1
-                self.take(CHARACTER, "the last character of a range")
+                last = self.character("the last character of a range")
+                if int(last[3:-1], 16) < int(first[3:-1], 16):
+                    raise self.fail("a range that ascends", first_at)
+                inside += f"-{last}"
             n += 1
         self.at += 1
         if not n:
             raise self.fail("at least one character between the brackets", begin)
-        return [None]
+        return Item(f"/[{inside}]/")
 
-    def group(self, name: str) -> Alternative:
+    def group(self) -> Item:
         if self.depth == MOST_NESTED:
             raise self.fail(f"at most {MOST_NESTED} nested groups")
         self.at += 1
         self.depth += 1
         self.skip(lines=True)
-        inner = self.new_rule(name, self.alternatives(name))
+        name = f"group {len(self.found)}"  # no name in a grammar holds a space
+        self.found[name] = []
+        self.found[name] = self.alternatives()
         if not self.text.startswith(")", self.at):
             raise self.fail(")")
         self.at += 1
         self.depth -= 1
-        return [inner]
+        return Item(self.lark_name(name), name)
 
-    def repeated(self, name: str, item: Alternative) -> Alternative:
+    def repeated(self, item: Item) -> Item:
         letter = self.text[self.at]
         if letter != "{":
             self.at += 1
-            n_least, n_most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[letter]
-        else:
-            begin = self.at
-            match = COUNTS.match(self.text, self.at)
-            if not match:
-                raise self.fail("{n}, {n,} or {n,m}")
-            self.at = match.end()
-            n_least = int(match[1])
-            n_most = n_least if match[2] is None else int(match[3]) if match[3] else None
-            if max(n_least, n_most or 0) > MOST_REPEATED or (n_most is not None and n_most < n_least):
-                raise self.fail(f"counts that ascend, at most {MOST_REPEATED}", begin)
-        more = [] if n_most == n_least else [self.new_rule(name, [item, []])]
-        if n_most is None:
-            self.found[str(more[0])][0] = [*item, more[0]]
-        return [*(item if n_least else []), *more]
-
-    def new_rule(self, name: str, alternatives: list[Alternative]) -> str:
-        inner = f"{name} {len(self.found)}"  # no name in a grammar holds a space
-        self.found[inner] = alternatives
-        return inner
+            return Item(f"({item.lark}){letter}", item.rule if letter == "+" else None)
+        begin = self.at
+        match = COUNTS.match(self.text, self.at)
+        if not match:
+            raise self.fail("{n}, {n,} or {n,m}")
+        self.at = match.end()
+        n_least = int(match[1])
+        n_most = n_least if match[2] is None else int(match[3]) if match[3] else None
+        if max(n_least, n_most or 0) > MOST_REPEATED or (n_most is not None and n_most < n_least):
+            raise self.fail(f"counts that ascend, at most {MOST_REPEATED}", begin)
+        if n_most == 0:
+            return Item('""')
+        most = "" if n_most is None else n_most
+        return Item(f"({item.lark}){{{n_least},{most}}}", item.rule if n_least else None)
 
 
-def _shown(name: str) -> str:
-    return name.split(" ")[0]
-
-
-def _fixpoint(rules: Mapping[str, list[Alternative]], passes: Passes) -> set[str]:
-    """The rules that have an alternative all of whose parts pass, given the rules that do."""
-    known: set[str] = set()
-    grew = True
-    while grew:
-        new = {
-            name
-            for name, alternatives in rules.items()
-            if name not in known
-            and any(all(passes(part, known) for part in alternative) for alternative in alternatives)
-        }
-        known |= new
-        grew = bool(new)
-    return known
-
-
-def _check_left_recursion(rules: Mapping[str, list[Alternative]], nullable: set[str]) -> None:
-    """Raise EngineError if a rule can reach itself before it has passed a character."""
-    done: set[str] = set()
-    for start in rules:
-        path: list[str] = []
-        stack: list[tuple[str, Iterator[str]]] = [(start, iter(_first_rules(rules[start], nullable)))]
-        while stack and start not in done:
-            name, following = stack[-1]
-            if not path or path[-1] != name:
-                path.append(name)
-            child = next(following, None)
-            if child is None:
-                done.add(path.pop())
-                stack.pop()
-            elif child in path:
-                raise EngineError(
-                    f"the grammar's rule {_shown(child)} reaches itself without passing a character",
-                    hint="write repetition to the right, and repeat nothing that may be empty",
-                )
-            elif child not in done:
-                stack.append((child, iter(_first_rules(rules[child], nullable))))
-
-
-def _first_rules(alternatives: list[Alternative], nullable: set[str]) -> list[str]:
-    """The rules that may stand first."""
-    found: list[str] = []
-    for alternative in alternatives:
-        for part in alternative:
-            if part is None:
-                break
-            found.append(part)
-            if part not in nullable:
-                break
-    return found
+def _check_ends(rules: Rules) -> None:
+    """Raise EngineError for a rule that no text ends."""
+    ending: set[str | None] = {None}
+    while new := {
+        name
+        for name, alternatives in rules.items()
+        if name not in ending and any(all(item.rule in ending for item in sequence) for sequence in alternatives)
+    }:
+        ending |= new
+    for name in rules:
+        if name not in ending:
+            raise EngineError(f"the grammar's rule {name} never ends", hint="give it an alternative without itself")

@@ -5,6 +5,7 @@ Scoring stands in `llama_scoring.py`, the sequence that generations continue in 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from medlite.devices import physical_cores
@@ -19,12 +20,11 @@ from medlite.engines.engine import (
     OnPrompt,
     RestoredState,
 )
-from medlite.engines.gbnf import check_gbnf
+from medlite.engines.grammar import Grammar, TokenTable
 from medlite.engines.llamacpp import memory as llama_memory
 from medlite.engines.llamacpp import native as llama_native
 from medlite.engines.llamacpp import state as llama_state
 from medlite.engines.llamacpp.drafts import Drafter, open_drafter
-from medlite.engines.llamacpp.grammar import Grammar
 from medlite.engines.llamacpp.load import load_model
 from medlite.engines.llamacpp.place import place
 from medlite.engines.llamacpp.scoring import Scorer
@@ -102,31 +102,29 @@ class LlamaCppEngine:
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
         self._access.check_open()
-        if settings.grammar is not None:
-            check_gbnf(settings.grammar)
-        return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
+        prompt = checked_prompt(tokens, self.info)
+        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
+        sampler = Sampler(settings, prompt[-PENALTY_WINDOW:], grammar)
+        return self._generate(prompt, sampler, on_prompt or (lambda _read, _total: None))
+
+    @cached_property
+    def _token_table(self) -> TokenTable:
+        return TokenTable(self.info.n_vocab, self._model.vocabulary.piece, self._model.vocabulary.is_end)
 
     def cancel(self) -> None:
         """End the running generation from another thread; its last token carries finish "cancelled"."""
         self._access.cancel()
 
-    def _generate(
-        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
-    ) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
+        settings = sampler.settings
         with self._access.exclusive():
             n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
             if n_left < 1 or not self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
                 return
             self.draft_counts = DraftCounts()
-            grammar = Grammar(self._model, settings.grammar) if settings.grammar is not None else None
-            try:
-                sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
-                words = self._model.vocabulary
-                reply = Reply(n_left, settings.stop, words.piece, words.is_end, self._access.cancelled)
-                yield from self._steps(sampler, reply)
-            finally:
-                if grammar is not None:
-                    grammar.free()
+            words = self._model.vocabulary
+            reply = Reply(n_left, settings.stop, words.piece, words.is_end, self._access.cancelled)
+            yield from self._steps(sampler, reply)
 
     def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:
         """The reply behind what was read. Each round chooses a token, guesses what may follow, and reads both at once;

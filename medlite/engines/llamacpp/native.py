@@ -62,7 +62,6 @@ class Model:
         self.buffer_bytes = logged_buffers()
         self.vocabulary = Vocabulary(self.pointer)
         self.n_vocab = self.vocabulary.n_tokens
-        self.text_tokens: NDArray[np.bool_] | None = None  # of grammar.py, once it needs them
         # A recurrent state cannot be cut back to a prefix.
         self.can_rewind = not (
             native.llama_model_is_recurrent(self.pointer) or native.llama_model_is_hybrid(self.pointer)

@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,13 @@ from medlite.devices import available_memory, physical_cores
 from medlite.engines import prefix
 from medlite.engines.access import Access
 from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.grammar import Grammar, TokenTable
 from medlite.engines.ort import session as ort_session
 from medlite.engines.ort.growing import GrowingDecoder
 from medlite.engines.ort.moses import MosesTokenizer
 from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
 from medlite.engines.reply import Reply
-from medlite.engines.requests import (
-    WINDOW_BYTES,
-    check_logits_request,
-    checked_prompt,
-    checked_token,
-    refuse_grammar,
-    windows,
-)
+from medlite.engines.requests import WINDOW_BYTES, check_logits_request, checked_prompt, checked_token, windows
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.errors import ArtifactError, EngineError, MemoryShortError
 from medlite.files import format_bytes
@@ -177,22 +172,26 @@ class OrtEngine:
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
         self._access.check_open()
-        refuse_grammar(settings, self.info.engine)
-        return self._generate(checked_prompt(tokens, self.info), settings, on_prompt or (lambda _read, _total: None))
+        prompt = checked_prompt(tokens, self.info)
+        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
+        sampler = Sampler(settings, prompt[-PENALTY_WINDOW:], grammar)
+        return self._generate(prompt, sampler, on_prompt or (lambda _read, _total: None))
+
+    @cached_property
+    def _token_table(self) -> TokenTable:
+        return TokenTable(self.info.n_vocab, self._tokenizer.piece, self._end_tokens.__contains__)
 
     def cancel(self) -> None:
         """End the running generation from another thread; its last token carries finish "cancelled"."""
         self._access.cancel()
 
-    def _generate(
-        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
-    ) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
+        settings = sampler.settings
         with self._exclusive() as decoder:
             n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
             logits = self._read_prompt(decoder, tokens, on_prompt) if n_left > 0 else None
             if logits is None:
                 return
-            sampler = Sampler(settings, tokens[-PENALTY_WINDOW:])
             reply = Reply(
                 n_left, settings.stop, self._tokenizer.piece, self._end_tokens.__contains__, self._access.cancelled
             )

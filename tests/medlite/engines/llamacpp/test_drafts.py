@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from medlite.cli import cli
 from medlite.engines import open_engine
 from medlite.engines.engine import DraftCounts, GenerationSettings, ReadsAhead
-from medlite.engines.json_schema import json_schema_to_gbnf
+from medlite.engines.json_schema import lark_from_json_schema
 from medlite.engines.llamacpp.drafts import FEWEST, MOST, GuessLength, Lookup
 from medlite.engines.llamacpp.engine import LlamaCppEngine
 from medlite.errors import EngineError, MedliteError
@@ -47,7 +47,7 @@ SETTINGS = {
     "greedy": GenerationSettings(max_tokens=60),
     "sampled": GenerationSettings(max_tokens=60, temperature=1.0, seed=3),
     "penalised": GenerationSettings(max_tokens=60, repeat_penalty=1.2, temperature=0.7),
-    "json": GenerationSettings(max_tokens=60, grammar=json_schema_to_gbnf(
+    "json": GenerationSettings(max_tokens=60, grammar=lark_from_json_schema(
         {"type": "object", "properties": {"drug": {"type": "string", "maxLength": 9}}, "required": ["drug"]})),
 }
 # fmt: on

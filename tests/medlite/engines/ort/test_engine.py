@@ -1,5 +1,6 @@
 """The ONNX Runtime engine against single runs of its own graph, and against what a user can get wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ import medlite  # noqa: E402
 from medlite.devices import Gpu  # noqa: E402
 from medlite.engines import open_engine  # noqa: E402
 from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest  # noqa: E402
+from medlite.engines.json_schema import lark_from_json_schema  # noqa: E402
 from medlite.engines.ort import engine as ort  # noqa: E402
 from medlite.engines.ort import session as ort_session  # noqa: E402
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MemoryShortError, MissingExtraError  # noqa: E402
@@ -152,6 +155,17 @@ def test_generation_is_greedy_and_continues_what_it_read(engine: ort.OrtEngine) 
     before = engine.n_tokens_read
     list(engine.generate([*PREFIX, 7, 8], GenerationSettings(max_tokens=1)))
     assert engine.n_tokens_read - before == 2
+
+
+def test_a_reply_follows_a_schema(engine: ort.OrtEngine) -> None:
+    properties = {"dose": {"type": "integer", "minimum": 5, "maximum": 2550}, "unit": {"enum": ["mg", "µg"]}}
+    schema = {"type": "object", "properties": properties, "required": ["dose", "unit"]}
+    grammar = lark_from_json_schema(schema)
+    for seed in range(4):
+        settings = GenerationSettings(max_tokens=200, temperature=1.5, top_k=0, min_p=0, seed=seed, grammar=grammar)
+        steps = list(engine.generate(PREFIX, settings))
+        assert steps[-1].finish == "stop"
+        jsonschema.validate(json.loads("".join(step.text for step in steps)), schema)
 
 
 def test_an_end_token_stops(engine: ort.OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:

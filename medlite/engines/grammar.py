@@ -1,0 +1,79 @@
+"""A reply held to a grammar by llguidance, whatever runs the model: which tokens may come next.
+
+A grammar is a text in llguidance's Lark notation; `gbnf.py` and `json_schema.py` make one. A token is taken as the
+bytes that it writes, so a control token can never stand for its name, and a reply is UTF-8 at every character.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from numpy.typing import NDArray
+
+from medlite.errors import EngineError
+
+# A grammar that is too much for these ends in an error; no mask takes longer than about half a second.
+LIMITS = LLParserLimits(max_items_in_row=100_000, step_max_items=500_000, verbose_errors=False)
+
+
+class TokenTable:
+    """The tokens of a model as llguidance wants them. Making it takes about half a second at 128k tokens."""
+
+    def __init__(self, n_vocab: int, piece: Callable[[int], bytes], is_end: Callable[[int], bool]) -> None:
+        """piece: the bytes that a token writes, none for a control token. is_end: whether it ends a turn.
+
+        Raises EngineError for a vocabulary without an end: no reply could be whole.
+        """
+        ends = [token for token in range(n_vocab) if is_end(token)]
+        if not ends:
+            raise EngineError("this model has no token that ends a reply, so none can be held to a grammar")
+        self.n_vocab, self.ends = n_vocab, frozenset(ends)
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(_Tokens([piece(token) for token in range(n_vocab)], ends)), eos_token=ends
+        )
+
+
+class _Tokens:
+    """What llguidance asks of a tokenizer that is not its own."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], ends: list[int]) -> None:
+        self.tokens, self.special_token_ids, self.eos_token_id = tokens, ends, ends[0]
+
+    def __call__(self, _text: bytes) -> list[int]:
+        return []  # asked only to force tokens, which the grammars forbid
+
+
+class Grammar:
+    """A `sampler.Constraint`: the state of a grammar after the tokens that were accepted."""
+
+    def __init__(self, tokens: TokenTable, text: str) -> None:
+        """Raises EngineError for a text that is no grammar, or one beyond LIMITS."""
+        self._tokens = tokens
+        self._matcher = LLMatcher(tokens.tokenizer, text, log_level=0, limits=LIMITS)
+        self._check()
+
+    def allows(self, token: int) -> bool:
+        if token in self._tokens.ends:
+            return self._matcher.is_accepting()
+        allowed = self._matcher.validate_tokens([token]) == 1
+        self._check()
+        return allowed
+
+    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For each token whether it may come next. The state stays."""
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        bits: NDArray[np.bool_] = np.unpackbits(mask, bitorder="little")[: self._tokens.n_vocab].astype(np.bool_)
+        return bits[tokens]
+
+    def accept(self, token: int) -> None:
+        """Move on by a token that is allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().splitlines()[0]
+            raise EngineError(f"llguidance does not take the grammar: {reason}", hint="a simpler one may do")
