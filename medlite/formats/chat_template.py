@@ -15,6 +15,8 @@ from medlite.errors import ArtifactError
 from medlite.formats.gguf import Header
 
 PROBE = "MEDLITE-PROBE"
+# What a template may name -> what GGUF calls it, in tokenizer.ggml.*_token_id.
+TOKEN_KEYS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 THINK_START = "<think>"
 # <|im_start|>, <start_of_turn>, <s>: how models spell control tokens.
 CONTROL_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|</?s>")
@@ -95,14 +97,17 @@ class ChatTemplate:
             )
         )
 
-    def _probe(self, *messages: Message) -> str:
-        """What it makes of `messages`, empty where it refuses them."""
+    def try_render(self, messages: Sequence[Message]) -> str | None:
+        """The text of exactly these messages, nothing folded; None where the template refuses them."""
         import jinja2
 
         try:
             return self._run(messages, True)
         except (jinja2.TemplateError, *TEMPLATE_FAILURES):
-            return ""
+            return None
+
+    def _probe(self, *messages: Message) -> str:
+        return self.try_render(messages) or ""
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -121,15 +126,22 @@ def read_template(header: Header) -> ChatTemplate | None:
     return ChatTemplate(source, special_tokens(header))
 
 
-def special_tokens(header: Header) -> dict[str, str]:
-    """bos_token, eos_token, unk_token, pad_token as text, those that the file names."""
-    tokens = header.get("tokenizer.ggml.tokens", [])
+def special_tokens(metadata: Header | Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, unk_token, pad_token as text, those that a GGUF file names. metadata: plain values."""
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
     found: dict[str, str] = {}
-    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
-        token = header.get(f"tokenizer.ggml.{key}_token_id")
+    for name, key in TOKEN_KEYS.items():
+        token = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(token, int) and 0 <= token < len(tokens):
             found[name] = tokens[token]
     return found
+
+
+def stated_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, ... as text, as tokenizer_config.json states them: a text, or an added token's object."""
+    stated = {name: config.get(name) for name in TOKEN_KEYS}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in stated.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _environment(now: Callable[[], datetime.datetime]) -> Any:

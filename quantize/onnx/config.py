@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
+from medlite.formats.chat_template import special_tokens
 from medlite.formats.onnx_folder import FACTS_NAME, MODEL_NAME, SCHEMA
 from quantize.onnx.plan import OnnxPlan
 
@@ -65,7 +66,7 @@ def facts(plan: OnnxPlan) -> dict[str, Any]:
         "kv_type": plan.float_name,
         "long_rope_from": decoder.long_rope_from,
         "shared_cache": True,
-        "special_tokens": special_tokens(plan),
+        "special_tokens": special_tokens({key: value.value for key, value in plan.model.vocabulary().items()}),
         "end_tokens": end_tokens(plan),
         "chat_template": template.value if template else None,
     }
@@ -131,13 +132,6 @@ def _special_ids(plan: OnnxPlan) -> dict[str, int]:
         for key, value in plan.model.vocabulary().items()
         if key.startswith(prefix) and key.endswith(suffix)
     }
-
-
-def special_tokens(plan: OnnxPlan) -> dict[str, str]:
-    """bos_token, eos_token, unk_token, pad_token as text, as chat templates name them."""
-    ids, tokens = _special_ids(plan), plan.model.vocabulary()["tokenizer.ggml.tokens"].value
-    names = (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))
-    return {name: tokens[ids[key]] for name, key in names if key in ids}
 
 
 def end_tokens(plan: OnnxPlan) -> list[int]:

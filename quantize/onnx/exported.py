@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
+from medlite.formats.chat_template import stated_tokens
 from medlite.formats.onnx_folder import FACTS_NAME, SCHEMA
 from medlite.formats.safetensors import SourceTensor
 from quantize.gguf.receipt import source_facts
@@ -16,7 +17,6 @@ from quantize.source.checkpoint import Checkpoint, SourceFiles
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
-SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Tokenizers that no tokenizer.json can hold -> the files that medlite.engines reads instead.
 OTHER_TOKENIZERS: dict[str, tuple[str, ...]] = {"biogpt": ("vocab.json", "merges.txt")}
 PAST = "past_key_values."
@@ -99,17 +99,10 @@ def _facts(plan: ExportedPlan, graph: ExportedGraph, n_vocab: int) -> dict[str, 
         "kv_type": "float32",
         "long_rope_from": 0,
         "shared_cache": False,
-        "special_tokens": _special_tokens(settings),
+        "special_tokens": stated_tokens(settings),
         "end_tokens": _end_tokens(plan, n_vocab),
         "chat_template": template if isinstance(template, str) else None,
     }
-
-
-def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token ... as text, from tokenizer_config.json, where they stand alone or as an object."""
-    stated = {name: settings.get(name) for name in SPECIAL_NAMES}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in stated.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _end_tokens(plan: ExportedPlan, n_vocab: int) -> list[int]:

@@ -5,14 +5,14 @@ llama.cpp on the artifact's metadata. Weights are not read, so a plan is checked
 """
 
 import datetime
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import TokenizerError
+from medlite.errors import ArtifactError, TokenizerError
+from medlite.formats.chat_template import ChatTemplate, Message, special_tokens, stated_tokens
 from medlite.formats.gguf import Value, pack_header, read_header
 from medlite.formats.tokenizer_json import load_tokenizer
 from medlite.native import Vocabulary, open_vocabulary
@@ -23,7 +23,7 @@ from quantize.source.special_tokens import read_chat_template_file
 NO_TOKENIZER_JSON = "no tokenizer.json: llama.cpp's token ids were compared with nothing"
 NO_TEMPLATE = "no chat template in the checkpoint"
 REFUSES_ALL = "the chat template refuses every conversation of the check"
-ID_KEYS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+PINNED_DATE = datetime.datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,11 @@ def _prompts(metadata: Mapping[str, Any], files: SourceFiles) -> tuple[list[str]
         return None, NO_TEMPLATE
     if stated is None or not isinstance(ours, str):
         return None, "only one of checkpoint and artifact has a chat template"
-    texts = metadata.get("tokenizer.ggml.tokens", [])
-    our_tokens = {
-        name: texts[index]
-        for name, key in ID_KEYS.items()
-        if isinstance(index := metadata.get(f"tokenizer.ggml.{key}_token_id"), int) and index < len(texts)
-    }
+    theirs_template, our_template = compile_template(stated, tokens), compile_template(ours, special_tokens(metadata))
     prompts = []
     for conversation in CONVERSATIONS:
-        messages = [{"role": role, "content": content} for role, content in conversation]
-        theirs, mine = render(stated, messages, tokens), render(ours, messages, our_tokens)
+        messages = [Message(role, content) for role, content in conversation]
+        theirs, mine = theirs_template.try_render(messages), our_template.try_render(messages)
         if theirs != mine:
             return None, (
                 f"the chat prompt of {_excerpt(conversation[0][1])}: "
@@ -158,40 +153,12 @@ def source_template(files: SourceFiles) -> tuple[str | None, dict[str, str]]:
     template = found if found is not None else stated.get("chat_template")
     if isinstance(template, list):
         template = next((row.get("template") for row in template if row.get("name") == "default"), None)
-    tokens: dict[str, str] = {}
-    for name in ID_KEYS:
-        text = stated[name].get("content") if isinstance(stated.get(name), dict) else stated.get(name)
-        if isinstance(text, str):
-            tokens[name] = text
-    return (template if isinstance(template, str) else None), tokens
+    return (template if isinstance(template, str) else None), stated_tokens(stated)
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], special_tokens: Mapping[str, str]) -> str | None:
-    """The text of `messages` up to the assistant's reply, None where the template refuses them (no system role).
-
-    The template runs in Jinja's sandbox, set up as in transformers utils/chat_template_utils.py. Raises
-    TokenizerError if it is no template.
-    """
-    import jinja2
-    import jinja2.ext
-    import jinja2.sandbox
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateRuntimeError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = datetime.datetime(2024, 7, 26).strftime
+def compile_template(source: str, tokens: Mapping[str, str]) -> ChatTemplate:
+    """The template as chat renders it, on a fixed date. Raises TokenizerError where it does not compile."""
     try:
-        compiled = environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise TokenizerError(f"the chat template cannot be compiled: {error}") from error
-    try:
-        return compiled.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special_tokens
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError):
-        return None
+        return ChatTemplate(source, tokens, now=lambda: PINNED_DATE)
+    except ArtifactError as error:
+        raise TokenizerError(str(error)) from error

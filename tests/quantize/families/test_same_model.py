@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medlite.formats.chat_template import TOKEN_KEYS, Message
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
-from quantize.source.parity import CONVERSATIONS, ID_KEYS, render, source_template
+from quantize.source.parity import CONVERSATIONS, compile_template, source_template
 from quantize.stream.writer import Output, write_gguf
 from tests.helpers.llama_logits import llama_logits
 from tests.helpers.tiny_families import FAMILIES, make_family, plain_llama_of_mllama
@@ -79,8 +80,8 @@ def test_the_chat_prompt_equals_apply_chat_template(family: str, tmp_path: Path)
     if tokenizer.chat_template is None:  # chat_template.json is a processor's, here read as its tokenizer's
         tokenizer.chat_template = template
     assert template is not None
-    assert set(special) <= set(ID_KEYS)
+    assert set(special) <= set(TOKEN_KEYS)
     for conversation in CONVERSATIONS:
         messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in conversation]
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert render(template, messages, special) == theirs
+        assert compile_template(template, special).try_render([Message(*row) for row in conversation]) == theirs

@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from medlite.errors import ArtifactError, TokenizerError
+from medlite.formats.chat_template import ChatTemplate, Message
 from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
-from quantize.source.parity import NO_TEMPLATE, NO_TOKENIZER_JSON, REFUSES_ALL, check_metadata, check_tokenizer, render
+from quantize.source.parity import (
+    NO_TEMPLATE,
+    NO_TOKENIZER_JSON,
+    REFUSES_ALL,
+    check_metadata,
+    check_tokenizer,
+    compile_template,
+)
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
 from quantize.stream.writer import Output, write_gguf
 from tests.helpers.tiny_families import FAMILIES, make_family
@@ -127,8 +135,33 @@ def test_a_template_without_a_system_role_is_compared_on_the_rest() -> None:
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages | length }}"
     )
-    shown = [render(template, [{"role": role, "content": text} for role, text in talk], {}) for talk in CONVERSATIONS]
+    compiled = compile_template(template, {})
+    shown = [compiled.try_render([Message(*row) for row in talk]) for talk in CONVERSATIONS]
     assert shown == ["1", "3", None]
+
+
+MARKS_REPLIES = (
+    "{% set ns = namespace(n=0) %}{% for message in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message.role | tojson(indent=None) }}{{ message.content }}{% endif %}{% endfor %}{{ ns.n }}"
+)
+
+
+def test_what_chat_renders_the_check_renders(tmp_path: Path) -> None:
+    """Once the check had a sandbox of its own, which refused {% generation %}, a tag that chat takes."""
+    folder = make_family("llama3", tmp_path / "llama3")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = MARKS_REPLIES
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    report = check_metadata(metadata_of(folder), SourceFiles(folder))
+    assert (report.mismatches, report.not_checked) == ((), ())
+    assert report.n_prompt_tokens > 20
+    tokens = {"eos_token": "</s>"}
+    for talk in CONVERSATIONS:
+        messages = [Message(*row) for row in talk]
+        expected = ChatTemplate(MARKS_REPLIES, tokens).render(messages)
+        assert compile_template(MARKS_REPLIES, tokens).try_render(messages) == expected
+        assert expected.endswith(str(len(talk)))
 
 
 @pytest.mark.parametrize(
@@ -141,12 +174,12 @@ def test_a_template_without_a_system_role_is_compared_on_the_rest() -> None:
     ],
 )
 def test_a_template_reaches_nothing(template: str) -> None:
-    assert render(template, [{"role": "user", "content": "x"}], {}) is None
+    assert compile_template(template, {}).try_render([Message("user", "x")]) is None
 
 
 def test_a_template_that_is_none_is_an_error() -> None:
     with pytest.raises(TokenizerError, match="cannot be compiled"):
-        render("{% if %}", [], {})
+        compile_template("{% if %}", {})
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"model": {"type": "BPE"}}'])
