@@ -54,3 +54,33 @@ def test_what_is_absent_is_found() -> None:
         "one row in `quantize/absent.py`",
     ):
         assert len(absent_names(text)) == 1, text
+
+
+COSTS = re.findall(
+    r"^\| (?:a|an) ([\w -]+) \|.*\| `(\w+)` in `([\w/.]+)` \|$",
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("addition", "table", "path"), COSTS, ids=[row[0] for row in COSTS])
+def test_what_an_addition_costs_is_one_row_of_a_table_that_tests_go_through(
+    addition: str, table: str, path: str
+) -> None:
+    """A new row is tested by existing, which is what CONTRIBUTING promises."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.search(rf"\b{table}\b(\[\])?(: [^=\n]+)? = ", text), f"{path} has no table {table}"
+    if path.endswith(".py"):
+        module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        sources = [file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")]
+        users = [
+            source for source in sources if re.search(rf"from {module} import [^)\n]*(\([^)]*)?\b{table}\b", source)
+        ]
+        through = re.compile(rf"(parametrize\([^\n]*|\bin |product\()\b({table}|TABLE)\b")
+        assert any(through.search(source) for source in users), f"no test goes through {table}"
+
+
+def test_the_costs_are_read() -> None:
+    assert {"model family", "GGUF recipe", "ONNX recipe", "engine", "question set", "report form", "command"} <= {
+        addition for addition, _, _ in COSTS
+    }
