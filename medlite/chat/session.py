@@ -4,9 +4,13 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
 
 from medlite.errors import RecordError
 from medlite.files import whole_file
+from medlite.formats.json import read_json
 
 SESSION_FORMAT = "medlite chat 1"
 
@@ -41,30 +45,21 @@ def write_session(path: Path, session: SavedSession, *, force: bool = False) -> 
     write_private(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", force=force)
 
 
+@dataclass(frozen=True)
+class _Stated:
+    """The file of a saved conversation."""
+
+    format: Literal["medlite chat 1"]
+    model: str
+    system: str
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)]
+    turns: tuple[Turn, ...]
+
+
 def read_session(path: Path) -> SavedSession:
     """The conversation saved at `path`. Raises RecordError naming what is wrong with the file."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not a saved conversation ({error})", hint="/save FILE writes one") from error
-    if not isinstance(raw, dict) or raw.get("format") != SESSION_FORMAT:
-        raise RecordError(f"{path}: not a saved conversation", hint=f'its "format" must be "{SESSION_FORMAT}"')
-    model, system, temperature, turns = (raw.get(key) for key in ("model", "system", "temperature", "turns"))
-    if not isinstance(model, str) or not isinstance(system, str) or not isinstance(turns, list):
-        raise RecordError(f"{path}: model, system and turns must be text, text and a list")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 10:
-        raise RecordError(f"{path}: temperature is {temperature!r}, a number from 0 to 10 was needed")
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("user", "reply")):
-            raise RecordError(f"{path}: turn {number} needs a user text and a reply text")
-    return SavedSession(
-        model,
-        system,
-        float(temperature),
-        tuple(Turn(turn["user"], turn["reply"], turn.get("finish")) for turn in turns),
-    )
+    stated = read_json(path, _Stated, RecordError, hint="/save FILE writes a conversation that can be loaded")
+    return SavedSession(stated.model, stated.system, stated.temperature, stated.turns)
 
 
 def write_private(path: Path, text: str, *, force: bool = False) -> None:

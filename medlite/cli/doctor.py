@@ -1,6 +1,5 @@
 """`medlite doctor`: what this machine has, which engines load here, and the one command that mends what is wrong."""
 
-import json
 import os
 import platform
 import shutil
@@ -17,6 +16,8 @@ import click
 
 from medlite.cli import print_json
 from medlite.cli.params import json_option
+from medlite.errors import EngineError
+from medlite.formats.json import decode_json
 
 if TYPE_CHECKING:
     from medlite.devices import Gpu
@@ -235,7 +236,7 @@ def run_probe(code: str) -> Probe:
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["it ends without a word"]
         return Probe(missing="ModuleNotFoundError" in lines[-1] or "is not installed" in lines[-1], failure=lines[-1])
-    return Probe(**json.loads(child.stdout.splitlines()[-1]))
+    return decode_json(child.stdout.splitlines()[-1], Probe, EngineError, where="the probe's answer")
 
 
 def engine_finding(engine: str, probe: Probe) -> Finding:

@@ -129,7 +129,7 @@ def run_step(step: Step, environment: dict[str, str] | None = None) -> Outcome:
         return Outcome(step, False, False, (), f"not done after {STEP_SECONDS} s")
     first, _, rest = answer.stderr.partition("\n")
     guards = tuple(first.removeprefix("guards: ").split()) if first.startswith("guards: ") else ()
-    killed = answer.returncode == -signal.SIGSYS if hasattr(signal, "SIGSYS") else False
+    killed = answer.returncode == -signal.SIGSYS
     attempted = killed or answer.returncode == ATTEMPT_EXIT_CODE or ATTEMPT_MARK in answer.stderr
     if killed:
         rest += f"{ATTEMPT_MARK} by native code"

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,10 +47,8 @@ def printable(text: str) -> str:
 def quiet_keys() -> Iterator[None]:
     """Keep the terminal from echoing keys (^C too) into what is being drawn; what is typed waits for the next line."""
     try:
-        import termios
-
         before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (OSError, ValueError, termios.error):
         yield
         return
     silent = [*before]
