@@ -16,6 +16,7 @@ from quantize.onnx.config import genai_config
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.source.checkpoint import open_checkpoint
+from tests.helpers import tiny_families
 from tests.helpers.tiny_checkpoint import llama_config, make_llama
 
 
@@ -35,3 +36,9 @@ def test_a_row_of_the_table_is_all_that_a_new_family_needs(tmp_path: Path, monke
     onnx = plan_onnx(model, ONNX_RECIPES["q4m"], block=32)
     assert genai_config(onnx)["model"]["type"] == "new_text"
     assert Outline(model.checkpoint.config).n_params == model.n_params
+
+
+def test_every_row_of_the_table_has_a_tiny_checkpoint_that_the_tests_convert(tmp_path: Path) -> None:
+    made = [tiny_families.make_family(name, tmp_path / name) for name in tiny_families.FAMILIES]
+    names = {json.loads((folder / "config.json").read_text())["architectures"][0] for folder in made}
+    assert names == set(FAMILIES)
