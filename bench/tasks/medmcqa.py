@@ -9,11 +9,10 @@ from typing import Any
 
 from bench.ask.prompts import question_choices_answer
 from bench.ask.question import HubFile, Sample, Task
-from bench.tasks.rows import checked, read_parquet
-from medlite.errors import TaskError
+from bench.tasks.rows import checked, read_parquet, samples_of
 
 
-def to_sample(row: Mapping[str, Any]) -> Sample:
+def to_sample(row: Mapping[str, Any], _number: int) -> Sample:
     """A row: id, question, opa to opd, cop (0 to 3), subject_name."""
     options = tuple(str(row[f"op{letter}"]) for letter in "abcd")
     return Sample(str(row["id"]), str(row["question"]), options, int(row["cop"]), subject=str(row["subject_name"]))
@@ -21,15 +20,7 @@ def to_sample(row: Mapping[str, Any]) -> Sample:
 
 def read(paths: Sequence[Path]) -> list[Sample]:
     """The 4,183 validation questions; 21 of them have two equal options and are kept."""
-
-    def samples() -> Any:
-        for where, row in read_parquet(paths[0]):
-            try:
-                yield where, to_sample(row)
-            except (KeyError, TypeError, ValueError) as error:
-                raise TaskError(f"{where}: not a MedMCQA row: {error!r}") from error
-
-    return checked(samples(), duplicate_options="kept")
+    return checked(samples_of(read_parquet(paths[0]), to_sample, "a MedMCQA row"), duplicate_options="kept")
 
 
 TASK = Task(

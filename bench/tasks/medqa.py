@@ -4,14 +4,13 @@ Source: Jin et al. 2021, What Disease does this Patient Have? (arXiv 2009.13081)
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.ask.prompts import question_letters_answer
 from bench.ask.question import HubFile, Sample, Task
-from bench.tasks.rows import Row, checked, parse_json, read_jsonl, read_member
-from medlite.errors import TaskError
+from bench.tasks.rows import checked, parse_json, read_jsonl, read_member, samples_of
 
 FIVE_OPTIONS_MEMBER = "questions/US/test.jsonl"
 
@@ -37,22 +36,15 @@ def sample_of_five(row: Mapping[str, Any], number: int) -> Sample:
 
 def read_four(paths: Sequence[Path]) -> list[Sample]:
     """The 1,273 test questions with 4 options, in the order of the file."""
-    return checked(_samples(read_jsonl(paths[0]), sample_of_four))
+    return checked(samples_of(read_jsonl(paths[0]), sample_of_four, "a MedQA row"))
 
 
 def read_five(paths: Sequence[Path]) -> list[Sample]:
     """The 1,273 test questions with 5 options, from inside the authors' archive."""
     lines = io.BytesIO(read_member(paths[0], FIVE_OPTIONS_MEMBER)).readlines()
     rows = ((f"{paths[0]}:{FIVE_OPTIONS_MEMBER} line {n}", line) for n, line in enumerate(lines, start=1))
-    return checked(_samples(((where, parse_json(line, where)) for where, line in rows), sample_of_five))
-
-
-def _samples(rows: Iterable[Row], to_sample: Any) -> Iterable[tuple[str, Sample]]:
-    for number, (where, row) in enumerate(rows):
-        try:
-            yield where, to_sample(row, number)
-        except (KeyError, TypeError, ValueError) as error:
-            raise TaskError(f"{where}: not a MedQA row: {error!r}") from error
+    parsed = ((where, parse_json(line, where)) for where, line in rows)
+    return checked(samples_of(parsed, sample_of_five, "a MedQA row"))
 
 
 MEDQA = Task(

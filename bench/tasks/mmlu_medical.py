@@ -5,13 +5,14 @@ six subjects is that of Singhal et al. 2023 (Med-PaLM, Nature 620:172).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench.ask.prompts import mmlu
 from bench.ask.question import HubFile, Sample, Task
-from bench.tasks.rows import checked, read_parquet
-from medlite.errors import TaskError
+from bench.tasks.rows import checked, read_parquet, samples_of
 
 REPO, REVISION = "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"
 # fmt: off
@@ -20,7 +21,7 @@ SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicin
 # fmt: on
 
 
-def to_sample(row: Mapping[str, Any], subject: str, split: str, number: int) -> Sample:
+def to_sample(row: Mapping[str, Any], number: int, *, subject: str, split: str) -> Sample:
     """A row: question, choices (4), answer (0 to 3)."""
     options = tuple(str(choice) for choice in row["choices"])
     return Sample(f"{subject}-{split}-{number:03}", str(row["question"]), options, int(row["answer"]), subject=subject)
@@ -37,15 +38,11 @@ def read_shots(paths: Sequence[Path]) -> list[Sample]:
 
 
 def _read(paths: Sequence[Path], split: str) -> list[Sample]:
-    def samples() -> Any:
-        for subject, path in zip(SUBJECTS, paths, strict=True):
-            for number, (where, row) in enumerate(read_parquet(path)):
-                try:
-                    yield where, to_sample(row, subject, split, number)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise TaskError(f"{where}: not an MMLU row: {error!r}") from error
-
-    return checked(samples(), duplicate_options="kept")
+    samples = (
+        samples_of(read_parquet(path), partial(to_sample, subject=subject, split=split), "an MMLU row")
+        for subject, path in zip(SUBJECTS, paths, strict=True)
+    )
+    return checked(chain.from_iterable(samples), duplicate_options="kept")
 
 
 TASK = Task(

@@ -9,15 +9,16 @@ from typing import Any
 
 from bench.ask.prompts import abstract_question_answer
 from bench.ask.question import HubFile, Sample, Task
-from bench.tasks.rows import checked, parse_json, read_member
+from bench.tasks.rows import checked, parse_json, read_member, samples_of
 from medlite.errors import TaskError
 
 OPTIONS = ("yes", "no", "maybe")
 MEMBER = "pqal_test_set.json"
 
 
-def to_sample(pmid: str, row: Mapping[str, Any]) -> Sample:
-    """An entry: QUESTION, CONTEXTS (paragraphs of the abstract without its conclusion), final_decision."""
+def to_sample(entry: tuple[str, Mapping[str, Any]], _number: int) -> Sample:
+    """An entry: PubMed id; QUESTION, CONTEXTS (paragraphs of the abstract without its conclusion), final_decision."""
+    pmid, row = entry
     return Sample(
         pmid,
         str(row["QUESTION"]),
@@ -33,15 +34,8 @@ def read(paths: Sequence[Path]) -> list[Sample]:
     entries = parse_json(read_member(paths[0], MEMBER), where)
     if not isinstance(entries, Mapping):
         raise TaskError(f"{where}: found {type(entries).__name__}, an object keyed by PubMed id was needed")
-
-    def samples() -> Any:
-        for pmid, row in entries.items():
-            try:
-                yield f"{where} entry {pmid}", to_sample(pmid, row)
-            except (KeyError, TypeError, ValueError) as error:
-                raise TaskError(f"{where} entry {pmid}: not a PubMedQA row: {error!r}") from error
-
-    return checked(samples())
+    rows = ((f"{where} entry {pmid}", (pmid, row)) for pmid, row in entries.items())
+    return checked(samples_of(rows, to_sample, "a PubMedQA row"))
 
 
 TASK = Task(

@@ -1,14 +1,14 @@
 """Rows of question files, and the checks that every sample passes whatever file it came from."""
 
 import csv
-import json
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.ask.question import Sample
 from medlite.errors import MissingExtraError, TaskError
+from medlite.formats.json import decode_json
 
 Row = tuple[str, Any]  # the row's name for errors ("FILE line 3"), the row
 
@@ -63,10 +63,18 @@ def read_member(path: Path, suffix: str) -> bytes:
 
 def parse_json(raw: bytes, where: str) -> Any:
     """`raw` as JSON. Raises TaskError naming `where`."""
-    try:
-        return json.loads(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TaskError(f"{where}: no JSON: {error}") from error
+    value: Any = decode_json(raw, object, TaskError, where=where)
+    return value
+
+
+def samples_of(rows: Iterable[Row], parse: Callable[[Any, int], Sample], kind: str) -> Iterator[tuple[str, Sample]]:
+    """Each row's name with its sample. parse: (row, number from 0) -> sample. Raises TaskError for a row that is not
+    `kind` ("a MedQA row")."""
+    for number, (where, row) in enumerate(rows):
+        try:
+            yield where, parse(row, number)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise TaskError(f"{where}: not {kind}: {error!r}") from error
 
 
 def checked(samples: Iterable[tuple[str, Sample]], *, duplicate_options: str = "error") -> list[Sample]:

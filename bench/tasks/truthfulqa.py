@@ -4,13 +4,13 @@ Source: Lin et al. 2022, TruthfulQA (arXiv 2109.07958).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.ask.prompts import truthfulqa
 from bench.ask.question import HubFile, Sample, Task
-from bench.tasks.rows import checked, read_parquet
-from medlite.errors import TaskError
+from bench.tasks.rows import checked, read_parquet, samples_of
 
 # fmt: off
 FILE = HubFile("truthfulqa/truthful_qa", "multiple_choice/validation-00000-of-00001.parquet",
@@ -18,7 +18,7 @@ FILE = HubFile("truthfulqa/truthful_qa", "multiple_choice/validation-00000-of-00
 # fmt: on
 
 
-def to_sample(row: Mapping[str, Any], number: int, targets: str) -> Sample:
+def to_sample(row: Mapping[str, Any], number: int, *, targets: str) -> Sample:
     """A row: question, and mc1_targets or mc2_targets with choices and labels (1: true)."""
     choices, labels = row[targets]["choices"], row[targets]["labels"]
     true = tuple(i for i, label in enumerate(labels) if label == 1)
@@ -32,14 +32,8 @@ def to_sample(row: Mapping[str, Any], number: int, targets: str) -> Sample:
 
 
 def _read(paths: Sequence[Path], targets: str) -> list[Sample]:
-    def samples() -> Any:
-        for number, (where, row) in enumerate(read_parquet(paths[0])):
-            try:
-                yield where, to_sample(row, number, targets)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise TaskError(f"{where}: not a TruthfulQA row: {error!r}") from error
-
-    return checked(samples(), duplicate_options="kept")
+    samples = samples_of(read_parquet(paths[0]), partial(to_sample, targets=targets), "a TruthfulQA row")
+    return checked(samples, duplicate_options="kept")
 
 
 MC1 = Task(

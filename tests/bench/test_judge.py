@@ -114,14 +114,14 @@ CASES: dict[str, tuple[str, int, Callable[[], list[Sample]]]] = {
         medqa.sample_of_four(row, i)
         for i, row in enumerate(hub_rows("GBaker/MedQA-USMLE-4-options-hf", None)["test"])]),
     "medmcqa": ("medmcqa", 0, lambda: [
-        medmcqa.to_sample(row) for row in hub_rows("openlifescienceai/medmcqa", None)["validation"]]),
+        medmcqa.to_sample(row, 0) for row in hub_rows("openlifescienceai/medmcqa", None)["validation"]]),
     "pubmedqa": ("pubmedqa", 0, lambda: [
-        pubmedqa.to_sample(row["id"], row) for row in hub_rows("bigbio/pubmed_qa", None)["test"]]),
+        pubmedqa.to_sample((row["id"], row), 0) for row in hub_rows("bigbio/pubmed_qa", None)["test"]]),
     "truthfulqa_mc1": ("truthfulqa_mc1", 0, lambda: [
-        truthfulqa.to_sample(row, i, "mc1_targets")
+        truthfulqa.to_sample(row, i, targets="mc1_targets")
         for i, row in enumerate(hub_rows("truthfulqa/truthful_qa", None)["validation"])]),
     "truthfulqa_mc2": ("truthfulqa_mc2", 0, lambda: [
-        truthfulqa.to_sample(row, i, "mc2_targets")
+        truthfulqa.to_sample(row, i, targets="mc2_targets")
         for i, row in enumerate(hub_rows("truthfulqa/truthful_qa", None)["validation"])]),
 }
 # fmt: on
@@ -131,7 +131,7 @@ for _subject in mmlu_medical.SUBJECTS:
             "mmlu_medical",
             _shots,
             lambda subject=_subject: [  # type: ignore[misc]
-                mmlu_medical.to_sample(row, subject, "test", i)
+                mmlu_medical.to_sample(row, i, subject=subject, split="test")
                 for i, row in enumerate(hub_rows("cais/mmlu", subject)["test"])
             ],
         )
@@ -167,7 +167,7 @@ def ours(name: str) -> list[tuple[Sample, Prompt]]:
     task_name, n_shots, make = CASES[name]
     shots = (
         [
-            mmlu_medical.to_sample(mmlu_row(row), row["subject"], "dev", i)
+            mmlu_medical.to_sample(mmlu_row(row), i, subject=row["subject"], split="dev")
             for i, row in enumerate(rows_of("mmlu_medical_dev.jsonl"))
         ]
         if n_shots

@@ -62,7 +62,7 @@ def test_a_row_that_cannot_be_scored_is_named(tmp_path: Path, name: str) -> None
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_bytes(json.dumps(ROW).encode() + b"\n\n{broken\n")
-    with pytest.raises(TaskError, match="line 3: no JSON"):
+    with pytest.raises(TaskError, match="line 3: not JSON"):
         read_samples(path)
 
 
