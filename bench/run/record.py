@@ -9,18 +9,23 @@ readable up to its last whole line.
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar, cast
+
+import msgspec
 
 from bench.score import distributions
 from bench.score.scoring import OK, ScoredSample
 from bench.settings import RunSettings
-from medlite.errors import MedliteError, RecordError
+from medlite.errors import RecordError
 from medlite.files import check_writable, part_path, publish
+from medlite.formats.json import decode_json
 
 SCHEMA = "medlite.run/1"
+MAX_HEADER_BYTES = 1 << 20  # a header has some 3 kB
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,16 @@ def end_line(performance: Performance, samples: tuple[ScoredSample, ...]) -> str
     return json.dumps({"kind": "end", "performance": asdict(performance), "totals": totals})
 
 
+def read_header(path: Path) -> RunRecord:
+    """The record in `path` without its samples, from its first line. Raises RecordError if the file is none."""
+    try:
+        with path.open("rb") as handle:
+            line = handle.readline(MAX_HEADER_BYTES)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    return _record_from_header(line, str(path))
+
+
 def read_record(path: Path) -> RunRecord:
     """The record in `path`, up to its last whole line. Raises RecordError if it is none, or of an unknown schema."""
     if not path.is_file():
@@ -179,10 +194,10 @@ def read_record(path: Path) -> RunRecord:
     samples: list[ScoredSample] = []
     for number, line in enumerate(lines, start=2):
         where = f"{path} line {number}"
-        value = _json(line, where)
-        if value.get("kind") == "end":
-            return _finished(replace(record, samples=tuple(samples)), value, where)
-        samples.append(_sample(value, where))
+        kind = decode_json(line, _Line, RecordError, where=where).kind
+        if kind == "end":
+            return _finished(replace(record, samples=tuple(samples)), line, where)
+        samples.append(_sample(line, kind, where))
     return replace(record, samples=tuple(samples))
 
 
@@ -251,75 +266,115 @@ class RecordWriter:
         self._handle.close()
 
 
-def _json(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{where}: no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{where}: found {type(value).__name__}, an object was needed")
-    return value
+@dataclass(frozen=True)
+class _Line:
+    """What every line says of itself."""
+
+    kind: str = ""
+    schema: str = ""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line, its parts still as text."""
+
+    artifact: msgspec.Raw
+    engine: dict[str, Any]
+    task: msgspec.Raw
+    settings: msgspec.Raw
+    prompts_sha256: str
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _SampleLine:
+    """One sample, by the short names of the file."""
+
+    id: str
+    status: str
+    prediction: int
+    answer: int
+    logp: tuple[float, ...]
+    subject: str
+    cluster: str
+    prompt: str
+    n_prompt_tokens: int
+    question: str = ""
+    options: tuple[str, ...] = ()
+    true_options: tuple[int, ...] = ()
+    text: str = ""
+    distribution: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Totals:
+    n_samples: int
+    n_correct: int
+
+
+@dataclass(frozen=True)
+class _EndLine:
+    performance: msgspec.Raw
+    totals: _Totals
+
+
+def _exactly(raw: msgspec.Raw, expected: type[T], where: str) -> T:
+    """`raw` as the dataclass `expected`, with no key beside its own: a record of another version says more."""
+    unknown = decode_json(raw, dict[str, Any], RecordError, where=where).keys() - {
+        one.name for one in fields(cast(Any, expected))
+    }
+    if unknown:
+        raise RecordError(f"{where}: unknown key {', '.join(sorted(unknown))}")
+    return decode_json(raw, expected, RecordError, where=where)
 
 
 def _record_from_header(line: bytes, where: str) -> RunRecord:
-    value = _json(line, where)
-    if value.get("kind") != "header" or "schema" not in value:
+    said = decode_json(line, _Line, RecordError, where=where)
+    if said.kind != "header" or not said.schema:
         raise RecordError(f"{where}: is no run record: the first line is no header")
-    if value["schema"] != SCHEMA:
+    if said.schema != SCHEMA:
         raise RecordError(
-            f"{where}: schema {value['schema']!r}, this version reads {SCHEMA!r}",
+            f"{where}: schema {said.schema!r}, this version reads {SCHEMA!r}",
             hint="read it with the version of medlite that wrote it, or a newer one",
         )
-    try:
-        return RunRecord(
-            artifact=ArtifactFacts(**value["artifact"]),
-            engine=dict(value["engine"]),
-            task=TaskFacts(**value["task"]),
-            settings=RunSettings(**value["settings"]),
-            prompts_sha256=str(value["prompts_sha256"]),
-            environment=dict(value["environment"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{where}: malformed header: {error}") from error
+    where = f"{where}: malformed header"
+    header = decode_json(line, _Header, RecordError, where=where)
+    return RunRecord(
+        artifact=_exactly(header.artifact, ArtifactFacts, f"{where}: artifact"),
+        engine=header.engine,
+        task=_exactly(header.task, TaskFacts, f"{where}: task"),
+        settings=_exactly(header.settings, RunSettings, f"{where}: settings"),
+        prompts_sha256=header.prompts_sha256,
+        environment=header.environment,
+    )
 
 
-def _sample(value: dict[str, Any], where: str) -> ScoredSample:
-    try:
-        if value["kind"] != "sample":
-            raise ValueError(f"kind {value['kind']!r}")
-        kept = value.get("distribution")
-        return ScoredSample(
-            id=str(value["id"]),
-            prompt_sha256=str(value["prompt"]),
-            cluster=str(value["cluster"]),
-            subject=str(value["subject"]),
-            option_log_probabilities=tuple(float(x) for x in value["logp"]),
-            prediction=int(value["prediction"]),
-            answer=int(value["answer"]),
-            status=str(value["status"]),
-            n_prompt_tokens=int(value["n_prompt_tokens"]),
-            true_options=tuple(int(x) for x in value.get("true_options", ())),
-            distribution=None if kept is None else distributions.from_json(kept, where),
-            text=str(value.get("text", "")),
-            question=str(value.get("question", "")),
-            options=tuple(str(x) for x in value.get("options", ())),
-        )
-    except MedliteError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{where}: malformed sample: {error}") from error
+def _sample(line: bytes, kind: str, where: str) -> ScoredSample:
+    if kind != "sample":
+        raise RecordError(f"{where}: malformed sample: kind {kind!r}")
+    found = decode_json(line, _SampleLine, RecordError, where=f"{where}: malformed sample")
+    return ScoredSample(
+        id=found.id,
+        prompt_sha256=found.prompt,
+        cluster=found.cluster,
+        subject=found.subject,
+        option_log_probabilities=found.logp,
+        prediction=found.prediction,
+        answer=found.answer,
+        status=found.status,
+        n_prompt_tokens=found.n_prompt_tokens,
+        true_options=found.true_options,
+        distribution=None if found.distribution is None else distributions.from_json(found.distribution, where),
+        text=found.text,
+        question=found.question,
+        options=found.options,
+    )
 
 
-def _finished(record: RunRecord, value: dict[str, Any], where: str) -> RunRecord:
-    try:
-        costs = dict(value["performance"])
-        performance = Performance(**{**costs, "notes": tuple(costs["notes"])})
-        n_samples, n_correct = int(value["totals"]["n_samples"]), int(value["totals"]["n_correct"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{where}: malformed end line: {error}") from error
-    if (n_samples, n_correct) != (len(record.samples), record.n_correct):
-        raise RecordError(
-            f"{where}: totals say {n_correct} of {n_samples} right, "
-            f"the lines say {record.n_correct} of {len(record.samples)}"
-        )
+def _finished(record: RunRecord, line: bytes, where: str) -> RunRecord:
+    end = decode_json(line, _EndLine, RecordError, where=f"{where}: malformed end line")
+    performance = _exactly(end.performance, Performance, f"{where}: malformed end line: performance")
+    said, found = (end.totals.n_samples, end.totals.n_correct), (len(record.samples), record.n_correct)
+    if said != found:
+        raise RecordError(f"{where}: totals say {said[1]} of {said[0]} right, the lines say {found[1]} of {found[0]}")
     return replace(record, performance=performance, complete=True)

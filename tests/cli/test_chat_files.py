@@ -13,13 +13,14 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 import medlite
+from bench.compare.nearby import Loss, find_losses
 from bench.run.record import RecordWriter, RunRecord
 from medlite.chat import LoadedModel
 from medlite.chat.session import state_path
 from medlite.cli.chat.command import _talk, kept_history, show_banner
 from medlite.cli.chat.commands import ChatState, run_command
 from medlite.cli.chat.input import NO_HISTORY, default_history, prepare_history
-from medlite.cli.chat.loss import Loss, find_losses, loss_line, signed
+from medlite.cli.chat.loss import loss_line, short_loss, signed
 from medlite.cli.chat.screen import Drawing
 from medlite.engines.engine import GenerationSettings
 from medlite.files import file_sha256
@@ -253,7 +254,7 @@ def test_the_loss_is_found_beside_the_artifact_or_in_the_cache(
     (loss,) = find_losses(low_bits)
     assert (loss.points, loss.task, loss.n, loss.baseline) == (pytest.approx(-10), "demo", 20, "BF16")
     assert loss.low < -10 < loss.high
-    assert loss.short == "−10.0 points on demo"
+    assert short_loss(loss) == "−10.0 points on demo"
     interval = f"[{signed(loss.low)}, {signed(loss.high)}]"
     assert loss_line([loss], low_bits) == (f"Measured: accuracy −10.0 points {interval} against BF16 (demo, n = 20)")
 

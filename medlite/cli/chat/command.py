@@ -62,9 +62,9 @@ def command(
 
     MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model.
     """
+    from bench.compare.nearby import find_losses
     from medlite.cli import display
     from medlite.cli.chat.commands import ChatState, load_session
-    from medlite.cli.chat.loss import find_losses
     from medlite.cli.chat.screen import Drawing
 
     drawing = Drawing(shade=confidence, fold=not shows_thinking)

@@ -12,13 +12,13 @@ from rich.text import Text
 from medlite.chat import LoadedModel
 from medlite.chat.conversation import Conversation
 from medlite.chat.session import state_path, write_private
-from medlite.cli.chat.loss import loss_line
+from medlite.cli.chat.loss import full_loss, loss_line
 from medlite.cli.chat.screen import as_markdown, printable, status_line
 from medlite.errors import MedliteError, OutputError
 from medlite.files import format_bytes
 
 if TYPE_CHECKING:
-    from medlite.cli.chat.loss import Loss
+    from bench.compare.nearby import Loss
 
 MAX_TEMPERATURE = 10.0
 END_OF_TURN_TOKENS = 8  # a template may write so many behind a reply, which the engine has not read
@@ -90,7 +90,7 @@ def _model(state: ChatState, argument: str) -> None:
         artifact, info = state.loaded.artifact, state.loaded.engine.info
         state.say(f"{artifact.name}, {artifact.recipe}, {artifact.path}; {info.engine_version} on {info.device}")
         for loss in state.losses:
-            state.say(loss.full)
+            state.say(full_loss(loss))
         return
     new = state.open_model(argument)
     state.loaded.close()

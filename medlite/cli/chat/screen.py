@@ -16,14 +16,15 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from medlite.cli.chat.loss import short_loss
 from medlite.formats.chat_template import THINK_START
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bench.compare.nearby import Loss
     from medlite.chat import LoadedModel
     from medlite.chat.conversation import Conversation
-    from medlite.cli.chat.loss import Loss
     from medlite.engines.engine import GeneratedToken, OnPrompt
 
     # Begins a reply; hears how far its prompt is read.
@@ -261,7 +262,7 @@ def status_line(loaded: "LoadedModel", conversation: "Conversation", n_used: int
     parts = [
         loaded.artifact.name,
         loaded.artifact.recipe,
-        *([loss.short] if loss else []),
+        *([short_loss(loss)] if loss else []),
         f"context {n_used:,} of {conversation.engine.info.n_context:,}",
     ]
     if conversation.last.tokens_per_second:

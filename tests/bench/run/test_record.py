@@ -119,8 +119,8 @@ DAMAGE = {
     "a setting of another version": (_edit(0, settings={"wings": 2}), "malformed header.*wings"),
     "a sample without an answer": (_edit(2, answer=None), "line 3: malformed sample"),
     "a sample of another kind": (_edit(2, kind="note"), "line 3: malformed sample: kind 'note'"),
-    "a line that is no json": (lambda lines: [lines[0], "{", *lines[1:]], "line 2: no JSON"),
-    "a line that is no object": (lambda lines: [lines[0], "[]", *lines[1:]], "line 2: found list"),
+    "a line that is no json": (lambda lines: [lines[0], "{", *lines[1:]], "line 2: not JSON"),
+    "a line that is no object": (lambda lines: [lines[0], "[]", *lines[1:]], "line 2: expected object, found array"),
     "a line that is gone": (lambda lines: [lines[0], *lines[2:]], "totals say 1 of 2 right, the lines say 0 of 1"),
     "an end without totals": (_edit(3, totals={}), "line 4: malformed end line"),
 }
