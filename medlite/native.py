@@ -118,6 +118,22 @@ def gpu_build() -> bool:
     return bool(library().llama_supports_gpu_offload())
 
 
+@cache
+def kernel_features() -> frozenset[str]:
+    """The instruction sets, by /proc/cpuinfo's names, that decide which matrices this build of ggml's kernels repacks.
+
+    A wheel for any processor with AVX2 does not use the AVX-512 of this one. Source: ggml-cpu/repack.cpp.
+    """
+    library()  # first, with its settings of the threads
+    kernels = load_ggml("ggml-cpu")
+    asked = {
+        "avx2": kernels.ggml_cpu_has_avx2,
+        "avx512f": kernels.ggml_cpu_has_avx512,
+        "asimddp": kernels.ggml_cpu_has_dotprod,
+    }
+    return frozenset(name for name, has in asked.items() if has())
+
+
 # --- what they say ---------------------------------------------------------------------------------------------------
 
 

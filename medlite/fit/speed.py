@@ -15,12 +15,12 @@ from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
-from medlite.devices import cpu_features, cpu_name
+from medlite.devices import cpu_name
 from medlite.engines.llamacpp.memory import is_repacked
 from medlite.errors import EngineError
 from medlite.formats.gguf import GGML_TYPES, GgmlType, TensorInfo
 from medlite.memo import Memo
-from medlite.native import library, load_ggml, runtime_version
+from medlite.native import kernel_features, library, load_ggml, runtime_version
 
 N_COLUMNS = 4096
 KERNEL_BYTES, KERNEL_ROUNDS = 8 << 20, 15  # fits a last-level cache
@@ -112,7 +112,7 @@ def measure_bytes_per_second(
     """
     ggml, pointers = _ggml(), _Pointers()
     n_rows = n_bytes // ggml_type.row_bytes(N_COLUMNS) // 64 * 64
-    repacked = is_repacked(TensorInfo("blk.0.ffn_up.weight", ggml_type, (n_rows, N_COLUMNS), 0), cpu_features())
+    repacked = is_repacked(TensorInfo("blk.0.ffn_up.weight", ggml_type, (n_rows, N_COLUMNS), 0), kernel_features())
     kind = repacking_buffer_type() if repacked else None
     try:
         weights = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))

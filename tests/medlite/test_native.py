@@ -10,7 +10,7 @@ import pytest
 
 from medlite.engines import open_engine
 from medlite.errors import ArtifactError, EngineError
-from medlite.native import library_path, open_vocabulary, requirement, runtime_version
+from medlite.native import kernel_features, library, library_path, open_vocabulary, requirement, runtime_version
 from tests.helpers.places import ROOT
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -21,7 +21,6 @@ CTYPES = {
     "medlite/offline.py",
     "medlite/fit/speed.py",
     "medlite/engines/llamacpp/native.py",
-    "medlite/engines/llamacpp/grammar.py",
     "quantize/stream/ggml.py",
     "quantize/kernels/__init__.py",
 }
@@ -100,3 +99,10 @@ def test_llama_cpp_is_imported_in_one_place() -> None:
 
 def test_few_files_call_c() -> None:
     assert importers("ctypes") == CTYPES
+
+
+def test_the_kernels_say_what_they_were_compiled_for() -> None:
+    """Not what the processor has: a build for AVX2 repacks no Q2_K, and has no buffer for it, on one with AVX-512."""
+    shown = library().llama_print_system_info().decode()
+    names = {"avx2": "AVX2", "avx512f": "AVX512", "asimddp": "DOTPROD"}
+    assert kernel_features() == {name for name, words in names.items() if f" {words} = 1 " in shown}

@@ -7,10 +7,10 @@ buffers. The estimate is made before the load, so that a load that cannot succee
 from dataclasses import dataclass
 from typing import Any
 
-from medlite.devices import cpu_features
 from medlite.errors import EngineError, MemoryShortError
 from medlite.files import format_bytes
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo
+from medlite.native import kernel_features
 
 # KV cache types that users choose, by ggml name. f16 is exact enough to be the default of every runtime.
 KV_TYPES = {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -93,7 +93,7 @@ def read_shape(header: Header) -> ModelShape:
         kv_weights=tuple((h * k, h * v) for h, k, v in zip(n_head_kv, head_k, head_v, strict=True)),
         n_weight_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         n_output_bytes=sum(t.n_bytes for t in header.tensors if not t.name.startswith("blk.")),
-        n_repacked_bytes=sum(t.n_bytes for t in header.tensors if is_repacked(t, cpu_features())),
+        n_repacked_bytes=sum(t.n_bytes for t in header.tensors if is_repacked(t, kernel_features())),
     )
 
 
