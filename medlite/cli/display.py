@@ -1,11 +1,12 @@
-"""How the command line draws: one console for results, one for progress, bars in bytes or counts.
+"""How the command line draws: one console for results, one for progress, tables, bars in bytes or counts.
 
 Results go to stdout, everything that moves goes to stderr, so that a pipe receives only results.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,9 +18,18 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 stdout = Console(highlight=False, soft_wrap=False)
 stderr = Console(stderr=True, highlight=False)
+
+
+def result_table(*columns: str, words: Collection[str] = ()) -> Table:
+    """A table of results; the first column and those in `words` are of words, the others of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == columns[0] or name in words else "right", no_wrap=True)
+    return table
 
 
 @contextmanager

@@ -110,18 +110,14 @@ def recipe_candidates(config: Mapping[str, Any]) -> "list[Candidate]":
 
 def fit_table(candidates: "list[Candidate]", machine: "Machine") -> "Table":
     """One row a recipe: file, bits, memory per context, speed."""
-    from rich import box
-    from rich.table import Table
-
+    from medlite.cli.display import result_table
     from medlite.files import format_bytes
     from medlite.fit.memory import fits
     from medlite.fit.recommend import context_name, speed_text
 
     contexts = list(candidates[0].memory)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("recipe", no_wrap=True)
-    for name in ("file", "bits/\nweight", *(f"memory\n{context_name(n)}" for n in contexts), "decode\ntokens/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    memories = (f"memory\n{context_name(n)}" for n in contexts)
+    table = result_table("recipe", "file", "bits/\nweight", *memories, "decode\ntokens/s")
     for candidate in candidates:
         cells = []
         for n in contexts:
@@ -242,20 +238,14 @@ def check(model: str, settings: "CheckSettings", *, as_json: bool) -> None:
 
 def show_check(row: "Measured") -> None:
     """Print one comparison."""
-    from rich import box
-    from rich.table import Table
-
-    from medlite.cli.display import stdout
+    from medlite.cli.display import result_table, stdout
     from medlite.files import format_bytes
     from medlite.fit.check import HISTORY
     from medlite.fit.recommend import speed_text
 
     threads = "1 thread" if row.n_threads == 1 else f"{row.n_threads} threads"
     stdout.print(f"{row.model}, context {row.n_context:,}, {threads}", style="bold", markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("")
-    for name in ("predicted", "measured", "off by"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = result_table("", "predicted", "measured", "off by")
     memory = (format_bytes(row.predicted_peak_bytes), format_bytes(row.measured_peak_bytes))
     speed = (speed_text(row.predicted_tokens_per_second), speed_text(row.measured_tokens_per_second))
     table.add_row("memory", *memory, f"{100 * row.memory_error:+.1f} %")

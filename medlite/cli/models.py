@@ -109,18 +109,10 @@ def as_data(model: "CatalogModel", here: Here) -> dict[str, Any]:
 
 def show_table(models: "list[CatalogModel]", here: Here) -> None:
     """One row a model."""
-    from rich import box
-    from rich.table import Table
-
-    from medlite.cli.display import stdout
+    from medlite.cli.display import result_table, stdout
     from medlite.files import format_bytes
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for header in ("params", "context", *TABLE_RECIPES):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("access", no_wrap=True)
-    table.add_column("here", justify="right", no_wrap=True)
+    table = result_table("model", "params", "context", *TABLE_RECIPES, "access", "here", words=("access",))
     for model in models:
         sizes, n_bytes = file_sizes(model, TABLE_RECIPES), here.checkpoint_bytes(model)
         ready = [*([format_bytes(n_bytes)] if n_bytes else []), *here.recipes(model)]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from medlite.cli import COMMANDS, cli
+from medlite.cli.params import EngineName, Size
 from tests.helpers.places import ROOT
 
 
@@ -81,6 +83,31 @@ def test_every_command_explains_itself_with_examples(name: str) -> None:
         assert examples, f"medlite {words} --help has no examples"
         for line in examples:
             check_example(line)
+
+
+ALL = {words: command for name in COMMANDS for words, command in leaves(name, command_of(name))}
+# Option -> the one type that it has, wherever it occurs.
+ONE_TYPE = {"--context": click.IntRange, "--threads": click.IntRange, "--memory": Size, "--engine": EngineName,
+            "--kv-type": click.Choice}  # fmt: skip
+GONE = {"--kv", "--recipes"}
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_options_are_spelled_in_one_way(words: str) -> None:
+    options = {text: one for one in ALL[words].params if isinstance(one, click.Option) for text in one.opts}
+    assert not GONE & set(options)
+    for text, kind in ONE_TYPE.items():
+        assert text not in options or isinstance(options[text].type, kind), text
+    assert "--recipe" not in options or options["--recipe"].multiple
+    # The harness prints lm-evaluation-harness's own table.
+    assert words == "bench harness" or options["--json"].is_flag
+
+
+@pytest.mark.parametrize("words", [words for words in ALL if words != "bench harness"])  # which hands options on
+def test_an_option_that_does_not_exist_is_a_wrong_call(words: str) -> None:
+    answer = CliRunner().invoke(cli, [*words.split(), "--no-such-option"])
+    assert answer.exit_code == 2
+    assert "No such option" in answer.output
 
 
 @pytest.mark.parametrize(
