@@ -16,6 +16,7 @@ from medlite.errors import ArtifactError, TaskError
 from medlite.files import file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
+from medlite.formats.hub_cache import repository_or_folder
 from medlite.formats.onnx_folder import read_onnx_facts
 from medlite.formats.receipt import receipt_path, source_name
 from medlite.formats.safetensors import read_safetensors_header
@@ -127,10 +128,7 @@ def source_of(path: Path) -> str:
     repository, of another folder its name. Empty for an artifact without a receipt that can be read.
     """
     if path.is_dir() and not receipt_path(path).is_file():
-        folder = path.resolve()
-        if folder.parent.name == "snapshots":  # huggingface_hub: models--OWNER--NAME/snapshots/COMMIT
-            return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return folder.name
+        return repository_or_folder(path)
     return source_name(path)
 
 

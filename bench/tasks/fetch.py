@@ -6,7 +6,6 @@ task's row, or where that is not known the one that was written down when the fi
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.local import read_samples
 from medlite.errors import TaskError
 from medlite.files import HASH_BLOCK_BYTES, cache_folder, file_sha256
+from medlite.formats.hub_cache import blob_name
 from medlite.memo import Memo
 
-CONTENT_NAME = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 HASHES = Memo("datasets/sha256", str, most=4096)  # file -> its SHA-256 when it was first fetched
 
 
@@ -62,8 +61,8 @@ def fetch_file(file: HubFile, task_name: str) -> Path:
     path = _cached(file) or _download(file, task_name)
     found = file_sha256(path)
     hint = "delete the file and fetch it again"
-    name = path.resolve().name
-    if CONTENT_NAME.fullmatch(name) and name not in (found, git_blob_sha1(path)):
+    name = blob_name(path)
+    if name is not None and name not in (found, git_blob_sha1(path)):
         raise TaskError(
             f"{path}: is not the file of commit {file.revision[:12]}: sha256 {found}, the hub has {name}", hint=hint
         )

@@ -216,9 +216,9 @@ def parse_size(text: str) -> int:
 
 def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
     """Where an artifact goes: <checkpoint>-<recipe>.gguf in a folder, or the file that --out names."""
-    name = f"{folder.resolve().name}-{recipe}.gguf"
-    if folder.resolve().parent.name == "snapshots":
-        name = f"{folder.resolve().parent.parent.name.split('--')[-1]}-{recipe}.gguf"
+    from medlite.formats.hub_cache import model_name
+
+    name = f"{model_name(folder)}-{recipe}.gguf"
     if out is None:
         return Path(name)
     if out.is_dir() or out.suffix != ".gguf":

@@ -95,10 +95,10 @@ def plans_of(
 
 def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
     """Where an artifact goes: <checkpoint>-<recipe>-onnx in a folder that exists, or the new folder --out names."""
+    from medlite.formats.hub_cache import model_name
     from medlite.formats.onnx_folder import is_onnx_folder
 
-    resolved = folder.resolve()
-    name = resolved.parent.parent.name.split("--")[-1] if resolved.parent.name == "snapshots" else resolved.name
+    name = model_name(folder)
     if out is None:
         return Path(f"{name}-{recipe}-onnx")
     if several or (out.is_dir() and not is_onnx_folder(out)):

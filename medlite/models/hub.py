@@ -167,25 +167,34 @@ def check_space(remote: RemoteRepository) -> int:
 def pull(remote: RemoteRepository, on_bytes: Callable[[int], None] | None = None) -> Path:
     """The local folder with every file of `remote`, downloaded where missing and compared with the hub's checksums.
 
-    Small files come first, so a refusal costs nothing. on_bytes hears what arrived since its last call, and what an
-    earlier run had left. Raises CheckpointError if the hub refuses, breaks off, or sends other bytes.
+    Small files come first, so a refusal costs nothing. The first is asked for by the revision's name, even if it is
+    here: so the cache learns which commit the name means, and offline the name is enough. on_bytes hears what arrived
+    since its last call, and what an earlier run had left. Raises CheckpointError if the hub refuses, breaks off, or
+    sends other bytes.
     """
     check_space(remote)
-    path = None
-    for file in remote.files:
-        if not _is_cached(remote, file):
-            path = _download(remote, file, on_bytes or (lambda n: None))
-    _remember_revision(remote)
-    return path.parents[file.name.count("/")] if path else _cached_path(remote, remote.files[0]).parent
+    first, missing = remote.files[0], remote.missing
+    folder = _ask(remote, first, remote.revision).parents[first.name.count("/")] if first not in missing else None
+    for file in missing:
+        revision = remote.revision if file is first else remote.commit
+        path = _download(remote, file, revision, on_bytes or (lambda n: None))
+        folder = folder or path.parents[file.name.count("/")]
+    if folder is None or folder.name != remote.commit:
+        raise CheckpointError(f"{remote.name}: {remote.revision} moved while it was looked at", hint="run again")
+    return folder
 
 
-def _download(remote: RemoteRepository, file: RemoteFile, on_bytes: Callable[[int], None]) -> Path:
-    """One file, resumed where a run left it, then its size and checksum compared."""
+def _ask(remote: RemoteRepository, file: RemoteFile, revision: str, **options: Any) -> Path:
     from huggingface_hub import hf_hub_download
 
+    with _hub_errors(remote.name, revision):
+        return Path(hf_hub_download(remote.name, file.name, revision=revision, **options))
+
+
+def _download(remote: RemoteRepository, file: RemoteFile, revision: str, on_bytes: Callable[[int], None]) -> Path:
+    """One file, resumed where a run left it, then its size and checksum compared."""
     ticker = _ticker(on_bytes)
-    with _hub_errors(remote.name, remote.commit):
-        path = Path(hf_hub_download(remote.name, file.name, revision=remote.commit, tqdm_class=ticker))
+    path = _ask(remote, file, revision, tqdm_class=ticker)
     on_bytes(max(0, file.n_bytes - ticker.n_heard))
     found = path.stat().st_size
     wrong = (
@@ -202,22 +211,6 @@ def _download(remote: RemoteRepository, file: RemoteFile, on_bytes: Callable[[in
             f"{remote.name}: {file.name} arrived damaged: {wrong}", hint="it was removed; run again to download it anew"
         )
     return path
-
-
-def _remember_revision(remote: RemoteRepository) -> None:
-    """Let the cache know which commit the revision's name means, so that offline the name is enough.
-
-    huggingface_hub does so itself when it is given the name; it is given the commit, which cannot move meanwhile.
-    Source: huggingface_hub file_download.py, _cache_commit_hash_for_specific_revision.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    if remote.revision == remote.commit:
-        return
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=remote.name, repo_type="model") / "refs"
-    (folder / remote.revision).parent.mkdir(parents=True, exist_ok=True)
-    (folder / remote.revision).write_text(remote.commit)
 
 
 def _ticker(on_bytes: Callable[[int], None]) -> Any:
@@ -239,16 +232,9 @@ def _ticker(on_bytes: Callable[[int], None]) -> Any:
     return Ticker
 
 
-def _cached_path(remote: RemoteRepository, file: RemoteFile) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(remote.name, file.name, revision=remote.commit)
-    return Path(found) if isinstance(found, str) else Path()
-
-
 def _is_cached(remote: RemoteRepository, file: RemoteFile) -> bool:
-    path = _cached_path(remote, file)
-    return path.is_file() and path.stat().st_size == file.n_bytes
+    path = cached_file(remote.name, file.name, remote.commit)
+    return path is not None and path.is_file() and path.stat().st_size == file.n_bytes
 
 
 def download_checkpoint(repository: str, revision: str | None, *, offline: bool) -> Path:
@@ -256,23 +242,13 @@ def download_checkpoint(repository: str, revision: str | None, *, offline: bool)
     from huggingface_hub import snapshot_download
 
     offline = offline or is_offline()
-    patterns, remote = [*CHECKPOINT_FILES, *PICKLED_FILES], None
+    patterns = [*CHECKPOINT_FILES, *PICKLED_FILES]
     if not offline:
         remote = checkpoint_of(list_repository(repository, revision, patterns))
         check_space(remote)
         patterns = [file.name for file in remote.files]
     with _hub_errors(repository, revision, offline=offline):
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=remote.commit if remote else revision,
-                allow_patterns=patterns,
-                local_files_only=offline,
-            )
-        )
-    if remote is not None:
-        _remember_revision(remote)
-    return folder
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
@@ -287,15 +263,6 @@ def cached_file(repository: str, name: str, revision: str | None = None) -> Path
     except errors.HFValidationError:
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-def cached_snapshots(repository: str) -> list[Path]:
-    """The folders of `repository`'s revisions in the hub's local cache, oldest first. Opens no socket."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots"
-    return sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
 
 
 def cached_bytes() -> dict[str, int]:

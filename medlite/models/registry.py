@@ -13,11 +13,12 @@ from pathlib import Path
 from medlite.errors import ArtifactError, OutputError
 from medlite.files import cache_folder
 from medlite.formats.artifact import FILE_TYPES
+from medlite.formats.hub_cache import snapshots_of
 from medlite.formats.onnx_folder import is_onnx_folder, read_onnx_facts
 from medlite.formats.receipt import source_name
 from medlite.memo import Memo
 from medlite.models.catalog import CatalogModel, find_model, near_names, recognise
-from medlite.models.hub import REPOSITORY, cached_snapshots, hand_folder
+from medlite.models.hub import REPOSITORY, hand_folder
 
 DEMO_NAME = "demo"
 COMMON_RECIPE = "Q4_K_M"
@@ -108,7 +109,7 @@ def missing_artifact(model: CatalogModel, recipe: str) -> ArtifactError:
         )
     if any(
         path.suffix in (".safetensors", ".bin")
-        for folder in cached_snapshots(model.repository)
+        for folder in snapshots_of(model.repository)
         for path in folder.iterdir()
     ):
         return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
@@ -160,7 +161,7 @@ def in_folder(folder: Path) -> Iterator[LocalArtifact]:
 
 def in_hub_cache(repository: str) -> Iterator[LocalArtifact]:
     """The GGUF files of `repository` in the hub's cache, each name from its newest snapshot."""
-    newest = {one.path.name: one for folder in cached_snapshots(repository) for one in in_folder(folder)}
+    newest = {one.path.name: one for folder in snapshots_of(repository) for one in in_folder(folder)}
     yield from newest.values()
 
 

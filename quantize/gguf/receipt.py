@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import platform
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 from medlite.errors import ArtifactError
 from medlite.files import file_sha256
+from medlite.formats.hub_cache import blob_sha256, repository_or_folder, snapshot_at
 from medlite.formats.receipt import GGUF_SCHEMA, read_gguf_receipt
 from medlite.version import __version__
 from quantize.gguf.plan import PlannedTensor, QuantizationPlan
@@ -64,7 +64,7 @@ class WrittenFacts:
 class SourceHasher:
     """SHA-256 of the source's shards, in one thread beside the conversion. A context manager; leaving it stops it.
 
-    A shard in a hub cache is a link to a blob named by its SHA-256 (huggingface_hub checked it), so it is not read.
+    A shard in a hub cache is a link to a blob named by its SHA-256, so it is not read.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, enabled: bool) -> None:
@@ -74,10 +74,7 @@ class SourceHasher:
         self._hashes = {shard: self._pool.submit(self._hash, shard) for shard in shards}
 
     def _hash(self, shard: Path) -> str:
-        blob = shard.resolve().name
-        if re.fullmatch("[0-9a-f]{64}", blob):
-            return blob
-        return file_sha256(shard, self._check_stop)
+        return blob_sha256(shard) or file_sha256(shard, self._check_stop)
 
     def _check_stop(self, n_bytes: int) -> None:
         if self._stop.is_set():
@@ -142,13 +139,12 @@ def made_by() -> dict[str, str]:
 
 def source_facts(checkpoint: Checkpoint, shard_hashes: Mapping[Path, str]) -> dict[str, Any]:
     """The checkpoint: its folder's name, its hub revision where it lies in a hub cache, its files' hashes."""
-    folder = checkpoint.folder.resolve()
-    is_snapshot = folder.parent.name == "snapshots"
+    snapshot = snapshot_at(checkpoint.folder)
     shards = sorted({tensor.path for tensor in checkpoint.tensors.values()})
     return {
-        "name": folder.parent.parent.name.removeprefix("models--").replace("--", "/") if is_snapshot else folder.name,
-        "revision": folder.name if is_snapshot else None,
-        "config_sha256": file_sha256(folder / "config.json"),
+        "name": repository_or_folder(checkpoint.folder),
+        "revision": snapshot.commit if snapshot else None,
+        "config_sha256": file_sha256(checkpoint.folder / "config.json"),
         "shards": [
             {"name": shard.name, "n_bytes": shard.stat().st_size, "sha256": shard_hashes.get(shard)} for shard in shards
         ],

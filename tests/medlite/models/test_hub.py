@@ -203,3 +203,17 @@ def test_names_of_the_catalogue_and_revisions_are_understood() -> None:
     with pytest.raises(CheckpointError) as near:
         parse_repository("llama3-med42-8")
     assert "llama3-med42-8b" in str(near.value.hint)
+
+
+def test_the_name_of_a_revision_is_enough_offline(tmp_path: Path) -> None:
+    """The cache learns which commit a name means, also where every file was here already under the commit."""
+    with serve(FakeHub(FILES)) as hub:
+        assert medlite(tmp_path, hub, "pull", f"org/model@{COMMIT}").returncode == 0
+        assert medlite(tmp_path, hub, "pull", "org/model@refs/pr/1", "--offline").returncode == 1
+        hub.requests.clear()
+        assert medlite(tmp_path, hub, "pull", "org/model@refs/pr/1").returncode == 0
+        assert hub.downloads() == []
+        hub.requests.clear()
+        found = medlite(tmp_path, hub, "pull", "org/model@refs/pr/1", "--offline", "--json")
+        assert Path(json.loads(found.stdout)["path"]).name == COMMIT
+        assert hub.requests == []
