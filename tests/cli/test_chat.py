@@ -16,8 +16,8 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from medlite.chat import LoadedModel
-from medlite.cli.chat.command import _talk
 from medlite.cli.chat.command import command as chat
+from medlite.cli.chat.command import talk
 from medlite.cli.chat.commands import COMMANDS, ChatState, run_command
 from medlite.cli.chat.screen import Drawing, finished_length, fold_thinking, printable, shade_of, show_reply
 from medlite.cli.generate import command as generate
@@ -258,7 +258,7 @@ def type_into(state: ChatState, keys: str, *, shade: bool = False) -> str:
     """What the screen shows after `keys` were typed into the chat."""
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text(keys)
-        _talk(state, None, Drawing(shade=shade))
+        talk(state, None, Drawing(shade=shade))
     return shown(state)
 
 

@@ -17,7 +17,7 @@ from bench.compare.nearby import Loss, find_losses
 from bench.run.record import RecordWriter, RunRecord
 from medlite.chat import LoadedModel
 from medlite.chat.session import state_path
-from medlite.cli.chat.command import _talk, kept_history, show_banner
+from medlite.cli.chat.command import kept_history, show_banner, talk
 from medlite.cli.chat.commands import ChatState, run_command
 from medlite.cli.chat.input import NO_HISTORY, default_history, prepare_history
 from medlite.cli.chat.loss import loss_line, short_loss, signed
@@ -61,7 +61,7 @@ def shown(state: ChatState) -> str:
 def type_into(state: ChatState, keys: str, history: Path | None = None) -> None:
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text(keys)
-        _talk(state, history, Drawing())
+        talk(state, history, Drawing())
 
 
 # --- typed lines -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from medlite.cli import fit
+from medlite.fit.check import read_history
 from quantize.gguf.recipes import RECIPES
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
@@ -72,13 +73,13 @@ def test_the_table_stays_within_eighty_columns() -> None:
         assert "…" not in "".join(rows)
 
 
-def test_a_comparison_is_printed_kept_and_read_by_the_next_prediction(tmp_path: Path) -> None:
+def test_a_comparison_is_printed_kept_and_read_by_the_next_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(write_tiny_gguf(tmp_path / "m.gguf"))
-    arguments = [model, "--check", "--threads", "1"]
-    answer = CliRunner().invoke(fit.command, arguments, catch_exceptions=False)
-    assert answer.exit_code == 0, answer.output
-    assert "tiny F32, context 512, 1 thread\n" in answer.output
-    assert "off by" in answer.output
-    (past,) = invoke(model)["past"]
-    assert past["n_threads"] == 1
-    assert set(invoke(*arguments)) == set(past)
+    compared = invoke(model, "--check", "--threads", "1")
+    assert invoke(model)["past"] == [compared]
+    fit.show_check(read_history()[0])
+    printed = capsys.readouterr().out
+    assert "tiny F32, context 512, 1 thread\n" in printed
+    assert f"{100 * compared['memory_error']:+.1f} %" in printed

@@ -87,7 +87,7 @@ def command(
         if session_path:
             load_session(state, Path(session_path))
         if interactive:
-            _talk(state, history, drawing)
+            talk(state, history, drawing)
         else:
             _answer_lines(state, drawing, as_json=as_json)
     finally:
@@ -189,7 +189,7 @@ def _print_turn(state: "ChatState", text: str) -> None:
 # --- in a terminal ---------------------------------------------------------------------------------------------------
 
 
-def _talk(state: "ChatState", history: Path | None, drawing: "Drawing") -> None:
+def talk(state: "ChatState", history: Path | None, drawing: "Drawing") -> None:
     """Ask and answer until the user leaves. An error ends a reply, never the chat."""
     from medlite.cli.chat.commands import run_command
     from medlite.cli.chat.input import Asker
