@@ -2,7 +2,8 @@
 
 MedliteError
 ├── CheckpointError        a Hugging Face folder cannot be read or understood
-│   └── TokenizerError     its tokenizer cannot be carried over exactly
+│   ├── TokenizerError     its tokenizer cannot be carried over exactly
+│   └── NotFiniteError     a weight is NaN or infinite
 ├── RecipeError            an unknown recipe or tensor type, or one that the model's shape cannot take
 ├── ArtifactError          a quantized model on disk is malformed, cut short or of an unknown kind
 ├── OutputError            the result cannot be written: it exists, the disk is full, the folder is missing
@@ -32,6 +33,17 @@ class CheckpointError(MedliteError):
 
 class TokenizerError(CheckpointError):
     pass
+
+
+class NotFiniteError(CheckpointError):
+    """Raised where rows are encoded; `row` counts from the rows given. The caller knows the tensor's name."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(
+            f"row {row} holds an infinite weight or NaN; every weight must be finite",
+            hint="the checkpoint is damaged: download it again, or report it to whoever made it",
+        )
+        self.row = row
 
 
 class RecipeError(MedliteError):

@@ -44,14 +44,30 @@ def check_free_space(folder: Path, n_bytes: int) -> None:
 
 def publish(part: Path, path: Path) -> None:
     """Give the finished file its final name: fsync, rename, fsync of the folder."""
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
+    _sync(part)
     os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def publish_folder(part: Path, path: Path) -> None:
+    """Give the finished folder its final name: fsync of each file, rename, fsync of the folder above."""
+    for one in [*part.iterdir(), part]:
+        _sync(one)
+    old = path.with_name(path.name + ".old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    os.replace(part, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -78,7 +94,12 @@ def write_text_whole(path: Path, text: str, *, force: bool = True) -> None:
 
 def write_json_whole(path: Path, value: Any, *, force: bool = True) -> None:
     """Write `value` as indented JSON with sorted keys, whole or not at all."""
-    write_text_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", force=force)
+    write_text_whole(path, json_text(value), force=force)
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON with sorted keys, as every JSON file of ours is written."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

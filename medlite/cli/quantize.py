@@ -1,19 +1,51 @@
-"""`medlite quantize`: from a checkpoint to GGUF files, with a plan first and a receipt last."""
+"""`medlite quantize`: from a checkpoint to GGUF files or ONNX folders, with a plan first and a receipt last."""
 
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from medlite.cli import print_json
+from medlite.cli.params import SIZE, json_option, recipe_option, threads_option
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
-    from quantize.gguf.plan import QuantizationPlan
-    from quantize.stream.writer import Output, Written
+    from quantize.onnx.folder import OnnxPlan
+    from quantize.onnx.recipes import OnnxRecipe
+    from quantize.source.parity import ParityReport
+    from quantize.stream.plan import Output
+    from quantize.stream.writer import WriteSettings, Written
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+DEFAULT_RECIPES = ("Q4_K_M",)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line said. recipes: empty for the format's default one."""
+
+    source: str
+    recipes: tuple[str, ...]
+    out: Path | None
+    wanted_format: str
+    block: int | None
+    device: str | None
+    exporter: str | None
+    exporter_python: Path | None
+    dry_run: bool
+    restart: bool
+    n_threads: int | None
+    imatrix: Path | None
+    overrides: tuple[str, ...]
+    max_shard_bytes: int | None
+    pre_tokenizer: str | None
+    allow_mismatch: bool
+    no_measure: bool
+    offline: bool
+    force: bool
+    as_json: bool
 
 
 @click.command(
@@ -30,14 +62,7 @@ Examples:
 A conversion that was interrupted continues when the same command is run again.""",
 )
 @click.argument("source")
-@click.option(
-    "--recipe",
-    "recipes",
-    multiple=True,
-    default=("Q4_K_M",),
-    show_default=True,
-    help="What to make; several share one read of the checkpoint. See --list-recipes.",
-)
+@recipe_option("What to make; several share one read of the checkpoint. See --list-recipes.", DEFAULT_RECIPES)
 @click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder).")
 @click.option(
     "--format",
@@ -57,7 +82,7 @@ A conversion that was interrupted continues when the same command is run again."
 @click.option("--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum.")
 @click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing.")
 @click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
-@click.option("--threads", type=click.IntRange(1), help="Worker threads (default: all cores).")
+@threads_option("Worker threads (default: all cores).")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix.")
 @click.option(
     "--tensor-type",
@@ -66,13 +91,19 @@ A conversion that was interrupted continues when the same command is run again."
     metavar="REGEX=TYPE",
     help="Give matching tensors another type; the first match decides.",
 )
-@click.option("--max-shard-size", metavar="SIZE", help="Split into files of at most SIZE, as in 4GB.")
+@click.option(
+    "--max-shard-size",
+    "max_shard_bytes",
+    type=SIZE,
+    metavar="SIZE",
+    help="Split into files of at most SIZE, as in 4GB.",
+)
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
 @click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded.")
 @click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source.")
 @click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option()
 @click.option(
     "--list-recipes",
     is_flag=True,
@@ -81,113 +112,100 @@ A conversion that was interrupted continues when the same command is run again."
     help="List the recipes and exit.",
     callback=lambda ctx, param, value: list_recipes(ctx) if value else None,
 )
-def command(
-    source: str,
-    recipes: tuple[str, ...],
-    out: Path | None,
-    wanted_format: str,
-    block: int | None,
-    device: str | None,
-    exporter: str | None,
-    exporter_python: Path | None,
-    dry_run: bool,
-    restart: bool,
-    threads: int | None,
-    imatrix: Path | None,
-    overrides: tuple[str, ...],
-    max_shard_size: str | None,
-    pre_tokenizer: str | None,
-    allow_mismatch: bool,
-    no_measure: bool,
-    offline: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
 
     SOURCE is a folder with config.json, *.safetensors and a tokenizer, or a repository on the hub. The weights are
     read once and written once; no 16-bit copy is made. The bytes equal llama-quantize's.
     """
+    asked = Asked(**given)
+    refuse_options_of_the_other_format(asked)
+    with onnx_outputs(asked) if asked.wanted_format == "onnx" else gguf_outputs(asked) as (outputs, settings):
+        if asked.dry_run:
+            show_plans(outputs, as_json=asked.as_json)
+        else:
+            show_written(write_with_progress(outputs, settings, quiet=asked.as_json), as_json=asked.as_json)
+
+
+def refuse_options_of_the_other_format(asked: Asked) -> None:
+    """Raise RecipeError naming the options that were given and mean nothing here."""
+    gguf_only = {
+        "--imatrix": asked.imatrix,
+        "--tensor-type": asked.overrides,
+        "--max-shard-size": asked.max_shard_bytes,
+        "--pre-tokenizer": asked.pre_tokenizer,
+    }
+    onnx_only = {
+        "--block": asked.block,
+        "--device": asked.device,
+        "--exporter": asked.exporter,
+        "--exporter-python": asked.exporter_python,
+    }
+    if asked.wanted_format == "gguf":
+        refuse_given("--format onnx", onnx_only)
+        return
+    refuse_given("--format gguf", gguf_only)
+    if asked.exporter != "optimum":
+        refuse_given("--exporter optimum", {"--exporter-python": asked.exporter_python})
+
+
+def refuse_given(where: str, options: Mapping[str, object]) -> None:
+    """Raise RecipeError naming the options that were given and only mean something with `where`."""
+    if given := [name for name, value in options.items() if value]:
+        raise RecipeError(f"{', '.join(given)}: only with {where}")
+
+
+def write_settings(asked: Asked) -> "WriteSettings":
+    from quantize.stream.writer import WriteSettings
+
+    return WriteSettings(
+        n_threads=asked.n_threads or 0, measure=not asked.no_measure, force=asked.force, restart=asked.restart
+    )
+
+
+# --- GGUF ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def gguf_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
+    """A GGUF file for each recipe, and settings that check its tokenizer."""
     from dataclasses import replace
 
     from medlite.models.hub import find_checkpoint
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
+    from quantize.gguf.write import gguf_output
     from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
-    from quantize.source.parity import ParityReport, check_metadata
-    from quantize.stream.writer import Output, WriteSettings
+    from quantize.source.parity import check_metadata
 
-    settings = WriteSettings(n_threads=threads or 0, measure=not no_measure, force=force, restart=restart)
-    if wanted_format == "onnx":
-        from medlite.cli.quantize_onnx import OnnxOptions, quantize_onnx
-
-        refuse_given(
-            "--format gguf",
-            {
-                "--imatrix": imatrix,
-                "--tensor-type": overrides,
-                "--max-shard-size": max_shard_size,
-                "--pre-tokenizer": pre_tokenizer,
-            },
-        )
-        if exporter != "optimum":
-            refuse_given("--exporter optimum", {"--exporter-python": exporter_python})
-        stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
-        quantize_onnx(
-            source,
-            OnnxOptions(
-                recipes if stated else (),
-                block or 0,
-                device or "cpu",
-                out,
-                dry_run,
-                offline,
-                as_json,
-                exporter or "medlite",
-                exporter_python,
-            ),
-            settings,
-        )
-        return
-    refuse_given(
-        "--format onnx",
-        {"--block": block, "--device": device, "--exporter": exporter, "--exporter-python": exporter_python},
-    )
-    model = match_checkpoint(open_checkpoint(find_checkpoint(source, offline=offline)))
-    importance = read_imatrix(imatrix) if imatrix else None
-    outputs = []
-    for recipe in dict.fromkeys(find_recipe(name) for name in recipes):
-        plan = plan_gguf(
+    model = match_checkpoint(open_checkpoint(find_checkpoint(asked.source, offline=asked.offline)))
+    importance = read_imatrix(asked.imatrix) if asked.imatrix else None
+    recipes = list(dict.fromkeys(find_recipe(name) for name in asked.recipes))
+    plans = [
+        plan_gguf(
             model,
             recipe,
-            overrides=tuple(map(parse_override, overrides)),
+            overrides=tuple(map(parse_override, asked.overrides)),
             importance=importance,
-            max_shard_bytes=parse_size(max_shard_size) if max_shard_size else None,
-            pre_tokenizer=pre_tokenizer,
+            max_shard_bytes=asked.max_shard_bytes,
+            pre_tokenizer=asked.pre_tokenizer,
         )
-        outputs.append(
-            Output(plan, output_path(model.checkpoint.folder, recipe.name, out, several=len(set(recipes)) > 1))
-        )
-    if dry_run:
-        show_plans(outputs, as_json=as_json)
-        return
+        for recipe in recipes
+    ]
 
-    def check() -> ParityReport:
-        report = check_metadata(outputs[0].plan.metadata, model.checkpoint.files)
-        if not allow_mismatch:
+    def check() -> "ParityReport":
+        report = check_metadata(plans[0].metadata, model.checkpoint.files)
+        if not asked.allow_mismatch:
             report.require()
         return report
 
-    settings = replace(settings, check=check)
-    show_written(write_with_progress(outputs, settings, quiet=as_json), as_json=as_json)
-
-
-def refuse_given(where: str, options: dict[str, object]) -> None:
-    """Raise RecipeError naming the options that were given and only mean something with `where`."""
-    if given := [name for name, value in options.items() if value]:
-        raise RecipeError(f"{', '.join(given)}: only with {where}")
+    outputs = [
+        gguf_output(plan, output_path(model.checkpoint.folder, plan.recipe.name, asked.out, several=len(plans) > 1))
+        for plan in plans
+    ]
+    yield outputs, replace(write_settings(asked), check=check)
 
 
 def parse_override(text: str) -> tuple[str, str]:
@@ -202,16 +220,6 @@ def parse_override(text: str) -> tuple[str, str]:
     if not pattern or not name:
         raise RecipeError(f"--tensor-type {text}: REGEX=TYPE was needed", hint="--tensor-type 'ffn_down=Q6_K'")
     return pattern, name.upper()
-
-
-def parse_size(text: str) -> int:
-    """4GB, 500MB or a number of bytes. Raises RecipeError for anything else."""
-    import re
-
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
-    if match is None or float(match[1]) <= 0:
-        raise RecipeError(f"--max-shard-size {text}: a size was needed", hint="--max-shard-size 4GB")
-    return int(float(match[1]) * UNITS[match[2]])
 
 
 def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
@@ -229,22 +237,92 @@ def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -
     return out
 
 
-def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) -> "list[Written]":
+# --- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def onnx_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
+    """An ONNX folder for each recipe. With --exporter optimum its float32 export lies beside them meanwhile."""
+    from medlite.models.hub import find_checkpoint
+    from quantize.onnx.folder import onnx_output
+    from quantize.onnx.recipes import DEFAULT_RECIPE, find_onnx_recipe
+
+    stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
+    folder = find_checkpoint(asked.source, offline=asked.offline)
+    names = asked.recipes if stated else (DEFAULT_RECIPE,)
+    recipes = list(dict.fromkeys(map(find_onnx_recipe, names)))
+    if asked.block and not any(recipe.is_quantized for recipe in recipes):
+        raise RecipeError(f"--block has no effect on {recipes[0].name}", hint="--recipe q4m, q4 or q8")
+    paths = [output_folder(folder, recipe.name, asked.out, several=len(recipes) > 1) for recipe in recipes]
+    with onnx_plans(folder, recipes, paths[0].parent, asked) as plans:
+        yield [onnx_output(plan, path) for plan, path in zip(plans, paths, strict=True)], write_settings(asked)
+
+
+@contextmanager
+def onnx_plans(folder: Path, recipes: "list[OnnxRecipe]", beside: Path, asked: Asked) -> "Iterator[list[OnnxPlan]]":
+    """A plan for each recipe. With --exporter optimum its float32 export lies under `beside` meanwhile."""
+    from quantize.match import match_checkpoint
+    from quantize.onnx.plan import plan_onnx
+    from quantize.onnx.recipes import DEFAULT_BLOCK
+    from quantize.source.checkpoint import open_checkpoint
+
+    block, device = asked.block or DEFAULT_BLOCK, asked.device or "cpu"
+    if asked.exporter != "optimum":
+        model = match_checkpoint(open_checkpoint(folder))
+        yield [plan_onnx(model, recipe, block=block, device=device) for recipe in recipes]
+        return
+    from quantize.onnx.exported import open_source, plan_export
+    from quantize.onnx.optimum import exported
+
+    if device != "cpu":
+        raise RecipeError(
+            f"--exporter optimum --device {device}: its graphs are made for the CPU",
+            hint="leave --device out, or --exporter medlite where it knows the architecture",
+        )
+    source = open_source(folder)
+    if not asked.as_json:
+        click.echo(
+            f"optimum exports {folder.name} in float32 first, which takes minutes and about five times the "
+            "checkpoint's size in memory",
+            err=True,
+        )
+    with exported(folder, beside, asked.exporter_python) as export:
+        yield [plan_export(source, export, recipe, block) for recipe in recipes]
+
+
+def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool) -> Path:
+    """Where an artifact goes: <checkpoint>-<recipe>-onnx in a folder that exists, or the new folder --out names."""
+    from medlite.formats.hub_cache import model_name
+    from medlite.formats.onnx_folder import is_onnx_folder
+
+    name = f"{model_name(folder)}-{recipe}-onnx"
+    if out is None:
+        return Path(name)
+    if several or (out.is_dir() and not is_onnx_folder(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        return out / name
+    return out
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def write_with_progress(outputs: "list[Output]", settings: "WriteSettings", *, quiet: bool) -> "list[Written]":
     """Write the outputs under two progress bars: the conversion, then the read-back."""
     from dataclasses import replace
 
     from medlite.cli.display import progress_bar
     from medlite.models.registry import remember_folders
-    from quantize.stream.writer import write_gguf
+    from quantize.stream.writer import write
 
-    total = sum(tensor.info.n_bytes for output in outputs for tensor in output.plan.tensors)
-    names = outputs[0].plan.recipe.name if len(outputs) == 1 else f"{len(outputs)} recipes"
+    total = sum(output.n_tensor_bytes for output in outputs)
+    names = outputs[0].recipe if len(outputs) == 1 else f"{len(outputs)} recipes"
     with (
         progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
         progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify,
     ):
         try:
-            written = write_gguf(outputs, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
+            written = write(outputs, replace(settings, on_bytes=on_bytes, on_verify=on_verify))
         except KeyboardInterrupt:
             click.echo("stopped; run the same command again to continue, --restart to begin anew", err=True)
             raise
@@ -252,38 +330,47 @@ def write_with_progress(outputs: "list[Output]", settings: Any, *, quiet: bool) 
     return written
 
 
-def plan_json(plan: "QuantizationPlan", path: Path) -> dict[str, Any]:
+def encoding_word(output: "Output") -> str:
+    """What the format calls how a tensor is stored."""
+    return "storage" if output.is_folder else "type"
+
+
+def plan_json(output: "Output") -> dict[str, Any]:
     """A plan as data: every tensor's type, size and reason."""
+    if output.is_folder:
+        own: dict[str, Any] = dict(output.facts)
+    else:
+        own = {"files": list(map(str, output.paths)), "notes": list(output.notes)}
     return {
-        "path": str(path),
-        "recipe": plan.recipe.name,
-        "n_bytes": plan.n_bytes,
-        "n_params": plan.n_params,
-        "bits_per_weight": plan.bits_per_weight,
-        "files": [str(p) for p in plan.paths(path)],
+        "path": str(output.path),
+        "recipe": output.recipe,
+        "n_bytes": output.n_bytes,
+        "n_params": output.n_params,
+        "bits_per_weight": output.bits_per_weight,
+        **own,
         "tensors": [
             {
-                "name": t.info.name,
-                "source": t.source.name if t.source else None,
-                "type": t.info.type.name,
-                "shape": list(t.info.shape),
-                "n_bytes": t.info.n_bytes,
-                "reason": t.reason,
+                "name": tensor.name,
+                "source": tensor.source.name if tensor.source else None,
+                encoding_word(output): tensor.encoding.name,
+                "shape": list(tensor.shape),
+                "n_bytes": tensor.n_bytes,
+                "reason": tensor.reason,
             }
-            for t in plan.tensors
+            for tensor in output.tensors
         ],
-        "ignored": dict(plan.model.ignored),
-        "notes": list(plan.model.notes),
+        "ignored": dict(output.ignored),
     }
 
 
 def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
-    """Print what would be written: every tensor, the file's exact size, the predicted time."""
+    """Print what would be written: every tensor, the files' exact size, of GGUF files the predicted time."""
     from quantize.stream.predict import predict_seconds
 
-    seconds = predict_seconds([output.plan for output in outputs])
+    seconds = None if outputs[0].is_folder else predict_seconds(outputs)
     if as_json:
-        print_json({"predicted_seconds": seconds, "plans": [plan_json(output.plan, output.path) for output in outputs]})
+        predicted = {} if seconds is None else {"predicted_seconds": seconds}
+        print_json({**predicted, "plans": list(map(plan_json, outputs))})
         return
     from rich.table import Table
 
@@ -291,76 +378,74 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
     from medlite.files import format_bytes
 
     for output in outputs:
-        table = Table("tensor", "type", "shape", "bytes", "why", box=None, pad_edge=False, header_style="bold")
+        columns = ("tensor", encoding_word(output), "shape", "bytes", "why")
+        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
         table.columns[3].justify = "right"
-        for tensor in output.plan.tensors:
+        for tensor in output.tensors:
             table.add_row(
-                tensor.info.name,
-                tensor.info.type.name,
-                " x ".join(map(str, tensor.info.shape)),
-                f"{tensor.info.n_bytes:,}",
+                tensor.name,
+                tensor.encoding.name,
+                " x ".join(map(str, tensor.shape)),
+                f"{tensor.n_bytes:,}",
                 tensor.reason,
             )
         stdout.print(table)
-        for name, reason in output.plan.model.ignored.items():
+        for name, reason in output.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
-        size = f"{output.plan.n_bytes:,} bytes ({format_bytes(output.plan.n_bytes)})"
+        size = f"{output.n_bytes:,} bytes ({format_bytes(output.n_bytes)})"
+        size += " and the tokenizer" if output.is_folder else ""
         stdout.print(
-            f"[bold]{output.path}[/bold]: {size}, {output.plan.bits_per_weight:.2f} bits per weight", soft_wrap=True
+            f"[bold]{output.path}[/bold]: {size}, {output.bits_per_weight:.2f} bits per weight", soft_wrap=True
         )
     print_notes(outputs)
-    stdout.print(f"about {seconds:.0f} s on this machine; nothing was written")
+    time = "" if seconds is None else f"about {seconds:.0f} s on this machine; "
+    stdout.print(f"{time}nothing was written")
 
 
 def print_notes(outputs: "list[Output]") -> None:
     """Print what a user must know of the result, once."""
     from medlite.cli.display import stdout
 
-    for note in dict.fromkeys(note for output in outputs for note in output.plan.model.notes):
+    for note in dict.fromkeys(note for output in outputs for note in output.notes):
         stdout.print(f"[yellow]note:[/yellow] {note}", soft_wrap=True)
+
+
+def written_json(one: "Written") -> dict[str, Any]:
+    """A finished artifact as data: where it is, and what its receipt sums up."""
+    from medlite.formats.receipt import receipt_path
+
+    keys = ["recipe", "n_params", "bits_per_weight", "files", "total"]
+    if one.output.is_folder:
+        where: dict[str, Any] = {"path": str(one.path)}
+        keys += ["block", "device"]
+    else:
+        where = {"paths": list(map(str, one.output.paths)), "receipt": str(receipt_path(one.output.path))}
+        keys.append("notes")
+    return {**where, "n_resumed_bytes": one.n_resumed_bytes, **{key: one.receipt[key] for key in keys}}
 
 
 def show_written(written: "list[Written]", *, as_json: bool) -> None:
     """Print the artifacts with their size, bits per weight and error."""
-    from medlite.formats.receipt import read_gguf_receipt
-
-    receipts = [read_gguf_receipt(one.output.path) for one in written]
     if as_json:
-        print_json(
-            [
-                {
-                    "paths": [str(p) for p in one.paths],
-                    "receipt": str(one.receipt),
-                    "n_resumed_bytes": one.n_resumed_bytes,
-                    "recipe": receipt.recipe,
-                    "n_params": receipt.n_params,
-                    "bits_per_weight": receipt.bits_per_weight,
-                    "files": [asdict(file) for file in receipt.files],
-                    "total": receipt.total,
-                    "notes": receipt.notes,
-                }
-                for one, receipt in zip(written, receipts, strict=True)
-            ]
-        )
+        print_json(list(map(written_json, written)))
         return
     from medlite.cli.display import stdout
     from medlite.files import format_bytes
 
-    for one, receipt in zip(written, receipts, strict=True):
-        sqnr = receipt.total.get("sqnr_db")
+    for one in written:
+        sqnr = one.receipt["total"].get("sqnr_db")
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
-        n_bytes = sum(file.n_bytes for file in receipt.files)
         stdout.print(
-            f"[bold]{one.paths[0]}[/bold]  {format_bytes(n_bytes)}, "
-            f"{receipt.bits_per_weight:.2f} bits per weight{loss}{resumed}",
+            f"[bold]{one.path}[/bold]  {format_bytes(one.output.n_bytes)}, "
+            f"{one.output.bits_per_weight:.2f} bits per weight{loss}{resumed}",
             soft_wrap=True,
         )
     print_notes([one.output for one in written])
-    check = receipts[0].tokenizer_check
-    for what in (*check.mismatches, *check.not_checked) if check else ():
+    check = written[0].receipt.get("tokenizer_check") or {}
+    for what in (*check.get("mismatches", ()), *check.get("not_checked", ())):
         stdout.print(f"[yellow]tokenizer:[/yellow] {what}", soft_wrap=True)
-    stdout.print(f"next: medlite chat {written[0].paths[0]}", style="dim", soft_wrap=True)
+    stdout.print(f"next: medlite chat {written[0].path}", style="dim", soft_wrap=True)
 
 
 def list_recipes(ctx: click.Context) -> None:

@@ -9,7 +9,7 @@ import click
 from medlite.cli import print_json
 
 if TYPE_CHECKING:
-    from quantize.gguf.verify import Verification
+    from quantize.stream.compare import Verification
 
 
 @click.command(

@@ -26,36 +26,14 @@ from medlite.formats.gguf import (
     pad_to,
     place_tensors,
 )
-from medlite.formats.safetensors import SourceTensor
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
-from quantize.match import ModelTensor, SourceModel, match_checkpoint
+from quantize.match import SourceModel, match_checkpoint
 from quantize.source.checkpoint import Checkpoint
+from quantize.stream.encode import GgmlEncoding
+from quantize.stream.plan import Part, PlannedFile, PlannedTensor, bits_per_weight, planned_tensor
 
 Importance = Mapping[str, NDArray[np.float32]]
 QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the output. file: which of the plan's files holds it; info.offset counts from that file's data."""
-
-    info: TensorInfo
-    file: int
-    model: ModelTensor
-    reason: str
-
-    @property
-    def source(self) -> SourceTensor | None:
-        """None for a tensor that the config states (rope_freqs)."""
-        return self.model.source
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """One file of the output: its header's bytes and its exact size."""
-
-    header: bytes
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,7 +65,7 @@ class QuantizationPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * sum(tensor.info.n_bytes for tensor in self.tensors if tensor.model.is_parameter) / self.n_params
+        return bits_per_weight(self.tensors)
 
     def paths(self, path: Path) -> list[Path]:
         """Where each file goes: `path` itself, or llama.cpp's split names beside it."""
@@ -153,12 +131,20 @@ def plan_gguf(
     groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
     for i, group in enumerate(groups):
         placed = place_tensors(group)
-        for info in placed:
-            tensors.append(PlannedTensor(info, i, by_name[info.name], choices[info.name].reason))
         header = pack_header(_file_metadata(metadata, i, len(groups), len(shapes)), placed)
+        for info in placed:
+            encoding = GgmlEncoding(info.type, (importance or {}).get(info.name))
+            part = planned_part(info, i, len(header))
+            tensors.append(planned_tensor(by_name[info.name], encoding, (part,), choices[info.name].reason))
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         files.append(PlannedFile(header, len(header) + end))
     return QuantizationPlan(model, recipe, metadata, tuple(tensors), tuple(files), importance)
+
+
+def planned_part(info: TensorInfo, file: int, data_start: int) -> Part:
+    """The rows of a tensor that a GGUF file's header describes. data_start: where the file's tensors begin."""
+    n_rows = info.n_weights // info.shape[-1]
+    return Part(info.name, "uint8", (n_rows, info.n_bytes // n_rows), n_rows, data_start + info.offset, file)
 
 
 TensorRow = tuple[str, GgmlType, tuple[int, ...]]

@@ -8,24 +8,10 @@ Source: llama.cpp src/llama-quant.cpp, llama_tensor_get_type_impl and llama_ftyp
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 
 from medlite.errors import RecipeError
 from medlite.formats.gguf import GGML_TYPES, GgmlType
-
-# Categories, by the tensor's GGUF name; the first match wins, as in tensor_get_category.
-CATEGORIES: tuple[tuple[str, str], ...] = (
-    ("output", r"^output\.weight$"),
-    ("embedding", r"^token_embd\.weight$"),
-    ("attn_v", r"attn_qkv\.weight"),  # the fused tensor counts as V: it holds it
-    ("attn_v", r"attn_v\.weight"),
-    ("attn_k", r"attn_k\.weight"),
-    ("attn_q", r"attn_q\.weight"),
-    ("attn_output", r"attn_output\.weight"),
-    ("ffn_up", r"ffn_up"),
-    ("ffn_gate", r"ffn_gate"),
-    ("ffn_down", r"ffn_down"),
-)
+from quantize.families.categories import category_of
 
 
 @dataclass(frozen=True)
@@ -208,12 +194,6 @@ def find_recipe(name: str) -> Recipe:
             hint=f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(RECIPES)}",
         )
     return recipe
-
-
-@cache
-def category_of(gguf_name: str) -> str:
-    """The category of a tensor, "other" where no row of CATEGORIES matches."""
-    return next((category for category, pattern in CATEGORIES if re.search(pattern, gguf_name)), "other")
 
 
 @dataclass(frozen=True)

@@ -6,54 +6,23 @@ impossible numbers are checked.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
-from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo, read_header
+from medlite.formats.gguf import Header, TensorInfo, read_header
 from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
-from quantize.gguf.plan import Importance, QuantizationPlan, plan_gguf
-from quantize.gguf.receipt import range_sha256, sqnr_db
-from quantize.gguf.recipes import RECIPES
-from quantize.match import match_checkpoint
-from quantize.source.checkpoint import Checkpoint, RowReader
+from quantize.gguf.plan import Importance, planned_part
+from quantize.match import ModelTensor, match_checkpoint
+from quantize.source.checkpoint import Checkpoint
 from quantize.stream import ggml
-from quantize.stream.slabs import SLAB_WEIGHTS, SlabEncoder, slabs_of
-
-OnBytes = Callable[[int], None]
-
-# A tensor further from its source than this is not a quantization of it. The worst honest type, IQ1_S, keeps about
-# 5 dB on normal weights; a swapped or permuted tensor is below 0 dB.
-WRONG_TENSOR_DB = 2.0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One tensor against the source. identical: equal to what medlite would write. sqnr_db: None for no loss."""
-
-    name: str
-    type: str
-    identical: bool
-    sqnr_db: float | None
-
-
-@dataclass(frozen=True)
-class Verification:
-    """problems: what is wrong, one line each, empty for a sound artifact. checked: what was looked at."""
-
-    path: Path
-    checked: tuple[str, ...]
-    problems: tuple[str, ...]
-    comparisons: tuple[Comparison, ...] = field(default=())
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
+from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
+from quantize.stream.encode import GgmlEncoding
+from quantize.stream.plan import PlannedTensor, planned_tensor
+from quantize.stream.slabs import SLAB_WEIGHTS
 
 
 def verify(
@@ -145,71 +114,27 @@ def _against_source(
     paths: Sequence[Path], headers: Sequence[Header], checkpoint: Checkpoint, importance: Importance | None
 ) -> tuple[tuple[Comparison, ...], list[str]]:
     """Each tensor encoded again from the source at the type it has here, and compared."""
-    types = {tensor.name: tensor.type.name for header in headers for tensor in header.tensors}
     try:
-        plan = _plan_with_types(checkpoint, types, importance)
+        model = match_checkpoint(checkpoint)
     except CheckpointError as error:
         return (), [str(error)]
-    located = {
-        tensor.name: (path, header, tensor)
-        for path, header in zip(paths, headers, strict=True)
-        for tensor in header.tensors
-    }
-    missing = [tensor.info.name for tensor in plan.tensors if tensor.info.name not in located]
+    located = {info.name: (info, i, header.data_start) for i, header in enumerate(headers) for info in header.tensors}
+    missing = [tensor.name for tensor in model.tensors if tensor.name not in located]
     problems = [f"{paths[0]}: tensor {name} is missing, the source has it" for name in missing]
-    extra = located.keys() - {tensor.info.name for tensor in plan.tensors}
+    extra = located.keys() - {tensor.name for tensor in model.tensors}
     problems += [f"{paths[0]}: tensor {name} is not in the source" for name in sorted(extra)]
-    comparisons = []
-    for one in _compare_tensors(plan, located):
-        comparisons.append(one)
-        if one.sqnr_db is not None and one.sqnr_db < WRONG_TENSOR_DB:
-            problems.append(f"{paths[0]}: {one.name} is not the source's tensor: SQNR {one.sqnr_db:.1f} dB")
-    return tuple(comparisons), problems
-
-
-def _plan_with_types(
-    checkpoint: Checkpoint, types: Mapping[str, str], importance: Importance | None
-) -> QuantizationPlan:
-    """A plan whose tensors have the types that the file has; its offsets mean nothing."""
-    plan = plan_gguf(match_checkpoint(checkpoint), RECIPES["BF16"])
-    tensors = tuple(
-        replace(tensor, info=replace(tensor.info, type=GGML_TYPES[types[tensor.info.name]]))
-        if tensor.info.name in types
-        else tensor
-        for tensor in plan.tensors
-    )
-    return replace(plan, tensors=tensors, importance=importance)
-
-
-def _compare_tensors(plan: QuantizationPlan, located: dict[str, tuple[Path, Header, TensorInfo]]) -> list[Comparison]:
-    """Compare every tensor of the plan that the files hold, slab by slab."""
-    sums: dict[int, list[float]] = {}
-    identical: dict[int, bool] = {}
-    with RowReader() as reader:
-        reader.open(plan.checkpoint.tensors)
-        encoder = SlabEncoder(reader)
-        for slab in slabs_of(plan):
-            info = plan.tensors[slab.tensor].info
-            if info.name not in located or located[info.name][2].shape != info.shape:
-                continue
-            path, header, tensor = located[info.name]
-            row_bytes = tensor.type.row_bytes(tensor.shape[-1])
-            start = header.data_start + tensor.offset + slab.first_row * row_bytes
-            data = _read(path, start, slab.n_rows * row_bytes)
-            wanted = encoder.encode(slab, [plan])[0]
-            same = data.tobytes() == wanted.data.tobytes()
-            errors = wanted.errors if same else encoder.measure_slab(slab, plan, data)
-            total = sums.setdefault(slab.tensor, [0.0, 0.0])
-            total[0] += errors.squared_weight
-            total[1] += errors.squared_error
-            identical[slab.tensor] = identical.get(slab.tensor, True) and same
-    return [
-        Comparison(plan.tensors[i].info.name, plan.tensors[i].info.type.name, identical[i], sqnr_db(*total))
-        for i, total in sums.items()
+    tensors = [
+        as_stored(tensor, *located[tensor.name], importance)
+        for tensor in model.tensors
+        if tensor.name in located and located[tensor.name][0].shape == tensor.shape
     ]
+    comparisons = tuple(compare_tensors(checkpoint, tensors, paths))
+    return comparisons, problems + wrong_tensors(paths[0], comparisons)
 
 
-def _read(path: Path, start: int, n_bytes: int) -> NDArray[np.uint8]:
-    with path.open("rb", buffering=0) as handle:
-        handle.seek(start)
-        return np.frombuffer(handle.read(n_bytes), np.uint8)
+def as_stored(
+    tensor: ModelTensor, info: TensorInfo, file: int, data_start: int, importance: Importance | None
+) -> PlannedTensor:
+    """`tensor` with the type and at the place that it has in a file, whoever made that."""
+    encoding = GgmlEncoding(info.type, (importance or {}).get(tensor.name))
+    return planned_tensor(tensor, encoding, (planned_part(info, file, data_start),), "as the file has it")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medlite.errors import CheckpointError, RecipeError
+from medlite.errors import NotFiniteError, RecipeError
 from medlite.formats.gguf import GGML_TYPES, GGML_TYPES_BY_ID
 
 Memory = NDArray[Any] | bytes | bytearray | memoryview | mmap
@@ -25,17 +25,6 @@ SOURCE_TYPES = {GGML_TYPES[name].id: GGML_TYPES[name] for name in ("F32", "F16",
 
 # Source: encode.cc.
 _UNSUPPORTED_TYPE, _NOT_FINITE, _OVERFLOW_IN_SEARCH = -1, -2, -4
-
-
-class NotFiniteError(CheckpointError):
-    """A weight is infinite or not a number; `row` is the row of the rows given. The caller knows the tensor's name."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__(
-            f"row {row} holds an infinite weight or NaN; every weight must be finite",
-            hint="the checkpoint is damaged: download it again, or report it to whoever made it",
-        )
-        self.row = row
 
 
 @dataclass(frozen=True)

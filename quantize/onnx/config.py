@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medlite.errors import CheckpointError
+from medlite.files import json_text
 from medlite.formats.chat_template import special_tokens
-from medlite.formats.onnx_folder import FACTS_NAME, MODEL_NAME, SCHEMA
-from quantize.onnx.plan import OnnxPlan
+from medlite.formats.gguf import Value
+from medlite.formats.onnx_folder import MODEL_NAME
+from quantize.match import SourceModel
+from quantize.onnx.decoder import Decoder
+from quantize.onnx.folder import FLOATS, OnnxPlan, facts_file
 
 TOKENIZER_NAME = "tokenizer.json"
 # fmt: off
@@ -27,55 +30,33 @@ END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>
 # fmt: on
 
 
-def companion_files(plan: OnnxPlan) -> dict[str, Path | dict[str, Any]]:
-    """Name -> JSON content, or the source file that is copied. Raises CheckpointError without a tokenizer.json."""
-    folder = plan.checkpoint.folder
-    if not (folder / TOKENIZER_NAME).is_file():
-        raise CheckpointError(
-            f"{folder / TOKENIZER_NAME}: missing, an ONNX folder carries it for every runtime",
-            hint="AutoTokenizer.from_pretrained(SOURCE).save_pretrained(SOURCE) writes it",
-        )
-    files: dict[str, Path | dict[str, Any]] = {
-        name: folder / name for name in COPIED_NAMES if (folder / name).is_file()
-    }
-    files[FACTS_NAME] = facts(plan)
-    files[GENAI_NAME] = genai_config(plan)
-    return files
-
-
-def facts(plan: OnnxPlan) -> dict[str, Any]:
-    """medlite.json: what medlite.formats.artifact and the engine read before anything is loaded."""
-    decoder = plan.decoder
-    template = plan.model.vocabulary().get("tokenizer.chat_template")
-    name = plan.model.general.get("general.name")
-    return {
-        "schema": SCHEMA,
-        "name": str(name.value) if name else plan.checkpoint.folder.name,
-        "architecture": decoder.family,
-        "recipe": plan.recipe.name,
-        "block": plan.block,
-        "device": plan.device,
-        "n_params": plan.n_params,
-        "n_data_bytes": plan.n_data_bytes,
-        "bits_per_weight": round(plan.bits_per_weight, 6),
+def companion_files(plan: OnnxPlan, decoder: Decoder, model: SourceModel) -> dict[str, bytes | Path]:
+    """Name -> content, or the source file that is copied; tokenizer.json even where the source lacks it."""
+    folder, vocabulary = model.checkpoint.folder, model.vocabulary()
+    found: dict[str, bytes | Path] = {name: folder / name for name in COPIED_NAMES if (folder / name).is_file()}
+    found[TOKENIZER_NAME] = folder / TOKENIZER_NAME
+    template, name = vocabulary.get("tokenizer.chat_template"), model.general.get("general.name")
+    ends = end_tokens(model, decoder.n_vocab)
+    of_graph = {
         "n_vocab": decoder.n_vocab,
         "n_context_trained": decoder.n_context,
         "n_layer": len(decoder.layers),
         "n_head_kv": decoder.n_head_kv,
         "head_dim": decoder.head_dim,
-        "kv_type": plan.float_name,
+        "kv_type": FLOATS[plan.device].name,
         "long_rope_from": decoder.long_rope_from,
         "shared_cache": True,
-        "special_tokens": special_tokens({key: value.value for key, value in plan.model.vocabulary().items()}),
-        "end_tokens": end_tokens(plan),
+        "special_tokens": special_tokens({key: value.value for key, value in vocabulary.items()}),
+        "end_tokens": ends,
         "chat_template": template.value if template else None,
     }
+    found |= facts_file(plan, str(name.value) if name else folder.name, of_graph)
+    found[GENAI_NAME] = json_text(genai_config(plan.device, decoder, special_ids(vocabulary), ends)).encode()
+    return found
 
 
-def genai_config(plan: OnnxPlan) -> dict[str, Any]:
+def genai_config(device: str, decoder: Decoder, special: Mapping[str, int], ends: list[int]) -> dict[str, Any]:
     """genai_config.json: inputs, sizes and token ids; the key-value cache is one buffer, written in place."""
-    decoder = plan.decoder
-    special, ends = _special_ids(plan), end_tokens(plan)
     end: int | list[int] = ends if len(ends) > 1 else ends[0] if ends else decoder.n_vocab - 1
     return {
         "model": {
@@ -85,7 +66,7 @@ def genai_config(plan: OnnxPlan) -> dict[str, Any]:
                 "session_options": {
                     "log_id": "onnxruntime-genai",
                     "log_severity_level": 3,
-                    "provider_options": [{"cuda": {}}] if plan.device == "cuda" else [],
+                    "provider_options": [{"cuda": {}}] if device == "cuda" else [],
                 },
                 "filename": MODEL_NAME,
                 "head_size": decoder.head_dim,
@@ -124,23 +105,22 @@ def genai_config(plan: OnnxPlan) -> dict[str, Any]:
     }
 
 
-def _special_ids(plan: OnnxPlan) -> dict[str, int]:
+def special_ids(vocabulary: Mapping[str, Value]) -> dict[str, int]:
     """bos, eos, eot, unknown, padding ... -> token id, those that the tokenizer names."""
     prefix, suffix = "tokenizer.ggml.", "_token_id"
     return {
         key[len(prefix) : -len(suffix)]: int(value.value)
-        for key, value in plan.model.vocabulary().items()
+        for key, value in vocabulary.items()
         if key.startswith(prefix) and key.endswith(suffix)
     }
 
 
-def end_tokens(plan: OnnxPlan) -> list[int]:
+def end_tokens(model: SourceModel, n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, as the tokenizer says, and by its text."""
-    ids, n_vocab = _special_ids(plan), plan.decoder.n_vocab
-    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(plan.model.config)
-    found |= stated_ends(plan.checkpoint.files.object_if_any("generation_config.json"))
-    tokens = plan.model.vocabulary()["tokenizer.ggml.tokens"].value
-    places = {text: i for i, text in enumerate(tokens)}
+    ids = special_ids(model.vocabulary())
+    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(model.config)
+    found |= stated_ends(model.checkpoint.files.object_if_any("generation_config.json"))
+    places = {text: i for i, text in enumerate(model.vocabulary()["tokenizer.ggml.tokens"].value)}
     found |= {places[text] for text in END_TEXTS if text in places}
     return sorted(token for token in found if 0 <= token < n_vocab)
 

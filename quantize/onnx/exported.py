@@ -1,19 +1,21 @@
 """The plan of an ONNX folder whose graph Optimum made: what medlite.json must say of it, and its tokenizer's files."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.chat_template import stated_tokens
-from medlite.formats.onnx_folder import FACTS_NAME, SCHEMA
 from medlite.formats.safetensors import SourceTensor
-from quantize.gguf.receipt import source_facts
 from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
+from quantize.onnx.folder import FLOATS, OnnxPlan, facts_file
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe
-from quantize.onnx.rewrite import ExportedGraph, ExportedPlan, rewrite
+from quantize.onnx.rewrite import ExportedGraph, rewrite
 from quantize.source.checkpoint import Checkpoint, SourceFiles
+from quantize.stream.receipt import source_facts
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -36,14 +38,14 @@ def open_source(folder: Path) -> Checkpoint:
     return Checkpoint(small, small.object("config.json"), tensors)
 
 
-def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> ExportedPlan:
+def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> OnnxPlan:
     """The plan for one recipe of what Optimum exported. Raises CheckpointError where the config lacks a size."""
     n_vocab = _size(checkpoint, ("vocab_size",))
     graph = ExportedGraph(export, n_vocab)
+    plan = rewrite(graph, checkpoint, recipe, block)
     files = tokenizer_files(checkpoint, export.folder)
-    plan = rewrite(graph, checkpoint, recipe, block, files)
-    files[FACTS_NAME] = _facts(plan, graph, n_vocab)
-    return plan
+    name = source_facts(checkpoint, {})["name"]
+    return replace(plan, companions={**files, **facts_file(plan, name, _facts(plan, files, graph, n_vocab))})
 
 
 def _size(checkpoint: Checkpoint, keys: tuple[str, ...]) -> int:
@@ -73,54 +75,44 @@ def _cache_shape(graph: ExportedGraph) -> tuple[int, int, int]:
     return len(shapes) // 2, shapes[0][1], shapes[0][3]
 
 
-def _facts(plan: ExportedPlan, graph: ExportedGraph, n_vocab: int) -> dict[str, Any]:
-    """medlite.json, as quantize.onnx.config writes it for our own graphs."""
+def _facts(plan: OnnxPlan, files: Mapping[str, Path], graph: ExportedGraph, n_vocab: int) -> dict[str, Any]:
+    """What medlite.json says of the graph, as quantize.onnx.config does of our own."""
     checkpoint = plan.checkpoint
     n_layer, n_head_kv, head_dim = _cache_shape(graph)
     settings = checkpoint.files.object_if_any("tokenizer_config.json")
     template = settings.get("chat_template")
-    if not isinstance(template, str) and isinstance(file := plan.files.get("chat_template.jinja"), Path):
-        template = file.read_text(encoding="utf-8")
+    if not isinstance(template, str) and "chat_template.jinja" in files:
+        template = files["chat_template.jinja"].read_text(encoding="utf-8")
     return {
-        "schema": SCHEMA,
-        "name": source_facts(checkpoint, {})["name"],
-        "architecture": plan.architecture,
-        "recipe": plan.recipe.name,
-        "block": plan.block,
-        "device": plan.device,
-        "n_params": plan.n_params,
-        "n_data_bytes": plan.n_data_bytes,
-        "bits_per_weight": round(plan.bits_per_weight, 6),
         "n_vocab": n_vocab,
         "n_context_trained": _size(checkpoint, CONTEXT_KEYS),
         "n_layer": n_layer,
         "n_head_kv": n_head_kv,
         "head_dim": head_dim,
-        "kv_type": "float32",
+        "kv_type": FLOATS[plan.device].name,
         "long_rope_from": 0,
         "shared_cache": False,
         "special_tokens": stated_tokens(settings),
-        "end_tokens": _end_tokens(plan, n_vocab),
+        "end_tokens": _end_tokens(checkpoint, files, n_vocab),
         "chat_template": template if isinstance(template, str) else None,
     }
 
 
-def _end_tokens(plan: ExportedPlan, n_vocab: int) -> list[int]:
+def _end_tokens(checkpoint: Checkpoint, files: Mapping[str, Path], n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, and by its text."""
-    found = stated_ends(plan.checkpoint.config)
-    found |= stated_ends(plan.checkpoint.files.object_if_any("generation_config.json"))
-    if isinstance(tokenizer := plan.files.get(TOKENIZER_NAME), Path):
-        added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens") or []
+    found = stated_ends(checkpoint.config) | stated_ends(checkpoint.files.object_if_any("generation_config.json"))
+    if TOKENIZER_NAME in files:
+        added = json.loads(files[TOKENIZER_NAME].read_text(encoding="utf-8")).get("added_tokens") or []
         found |= {token["id"] for token in added if token.get("content") in END_TEXTS}
     return sorted(token for token in found if 0 <= token < n_vocab)
 
 
-def tokenizer_files(checkpoint: Checkpoint, exported: Path) -> dict[str, Path | dict[str, Any]]:
+def tokenizer_files(checkpoint: Checkpoint, exported: Path) -> dict[str, Path]:
     """Name -> file: the source's, or what Optimum's transformers made of them.
 
     Raises CheckpointError where the model's tokenizer can be carried over neither as tokenizer.json nor as its own.
     """
-    files: dict[str, Path | dict[str, Any]] = {}
+    files: dict[str, Path] = {}
     for name in COPIED_NAMES:
         for folder in (checkpoint.folder, exported):
             if (folder / name).is_file():

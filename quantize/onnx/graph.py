@@ -16,8 +16,10 @@ from medlite.errors import MissingExtraError
 from medlite.formats.onnx_folder import DATA_NAME
 from medlite.version import __version__
 from quantize.families.family import Layer
+from quantize.onnx.blocks import BlockFormat
 from quantize.onnx.decoder import Decoder
-from quantize.onnx.plan import OnnxPlan, OnnxTensor, Piece
+from quantize.onnx.storage import Storage
+from quantize.stream.plan import Part, PlannedTensor
 
 CONTRIB = "com.microsoft"
 OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
@@ -26,11 +28,10 @@ ACCURACY_LEVEL = 4  # int8 activations in MatMulNBits: twice the decode speed of
 LOGITS_FROM, TOTAL_TOKENS = "logits_from", "total_tokens"
 
 
-def build_graph(plan: OnnxPlan) -> bytes:
-    """The bytes of the model file for `plan`; the same plan gives the same bytes."""
+def build_graph(decoder: Decoder, tensors: Iterable[PlannedTensor], float_name: str) -> bytes:
+    """The bytes of the model file; the same arguments give the same bytes. float_name: dtype of the activations."""
     onnx = import_onnx()
-    decoder = plan.decoder
-    graph = Graph(plan.tensors, plan.float_name, onnx)
+    graph = Graph(tensors, float_name, onnx)
     hidden = _decode(graph, decoder)
     graph.node("Slice", [hidden, LOGITS_FROM, graph.integers([INT64_MAX]), graph.integers([1])], "hidden.wanted")
     logits = graph.linear(
@@ -59,10 +60,15 @@ def import_onnx() -> Any:
     return onnx
 
 
+def blocks_of(tensor: PlannedTensor) -> BlockFormat | None:
+    """The blocks that the tensor is stored in, None for plain floats."""
+    return tensor.encoding.blocks if isinstance(tensor.encoding, Storage) else None
+
+
 class Graph:
     """Nodes and initializers as they are added; every method returns the name of what it makes."""
 
-    def __init__(self, tensors: Iterable[OnnxTensor], float_name: str, onnx: Any) -> None:
+    def __init__(self, tensors: Iterable[PlannedTensor], float_name: str, onnx: Any) -> None:
         self.onnx = onnx
         self.float_name = float_name
         self.nodes: list[Any] = []
@@ -110,7 +116,7 @@ class Graph:
             self.initializers.append(self.onnx.numpy_helper.from_array(np.array(value, self.float_name), name))
         return name
 
-    def external(self, piece: Piece, name: str, shape: tuple[int, ...]) -> str:
+    def external(self, piece: Part, name: str, shape: tuple[int, ...]) -> str:
         """The initializer `name` whose bytes are `piece`'s; the embedding and a tied head share theirs."""
         if name not in self._made:
             self._made.add(name)
@@ -125,7 +131,7 @@ class Graph:
             self.initializers.append(proto)
         return name
 
-    def wide(self, piece: Piece) -> str:
+    def wide(self, piece: Part) -> str:
         """`piece` as the activations' type: scales and float16 weights are widened once, when the model loads."""
         stored = self.external(piece, piece.name, piece.shape)
         if piece.dtype == self.float_name:
@@ -139,18 +145,18 @@ class Graph:
 
     def vector(self, name: str) -> str:
         """A norm, a bias or a rotary cache."""
-        return self.wide(self.tensors[name].pieces[0])
+        return self.wide(self.tensors[name].parts[0])
 
     def embed(self, ids: str, output: str, name: str = "token_embd.weight") -> str:
         """Rows of the embedding."""
         tensor = self.tensors[name]
-        layout = tensor.storage.blocks
+        layout = blocks_of(tensor)
         if layout is None:
             rows = self.node(
-                "Gather", [self.external(tensor.pieces[0], tensor.name, tensor.shape), ids], f"{output}.stored", axis=0
+                "Gather", [self.external(tensor.parts[0], tensor.name, tensor.shape), ids], f"{output}.stored", axis=0
             )
             return self.node("Cast", [rows], output, to=self.float_type)
-        codes, scales, *zeros = tensor.pieces
+        codes, scales, *zeros = tensor.parts
         inputs = [self.external(codes, codes.name, codes.shape), ids, self.wide(scales)]
         inputs += [self.external(piece, piece.name, piece.shape) for piece in zeros]
         return self.contrib(
@@ -170,13 +176,13 @@ class Graph:
         product = self.product(x, tensor, f"{output}.unbiased" if bias in self.tensors else output)
         return self.node("Add", [product, self.vector(bias)], output) if bias in self.tensors else product
 
-    def product(self, x: str, tensor: OnnxTensor, output: str) -> str:
+    def product(self, x: str, tensor: PlannedTensor, output: str) -> str:
         """x times the transposed weight."""
         n_rows, row_length = tensor.shape
-        layout = tensor.storage.blocks
+        layout = blocks_of(tensor)
         if layout is None:
-            return self.contrib("FusedMatMul", [x, self.wide(tensor.pieces[0])], output, transB=1)
-        codes, scales, *zeros = tensor.pieces
+            return self.contrib("FusedMatMul", [x, self.wide(tensor.parts[0])], output, transB=1)
+        codes, scales, *zeros = tensor.parts
         shape = (n_rows, layout.n_blocks(row_length), layout.block * layout.bits // 8)
         inputs = [x, self.external(codes, f"{codes.name}.blocks", shape), self.wide(scales)]
         inputs += [self.external(piece, piece.name, piece.shape) for piece in zeros]

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 
 from medlite.errors import RecipeError
-from quantize.gguf.recipes import category_of
+from quantize.families.categories import category_of
 from quantize.onnx.blocks import BLOCKS, BlockFormat
+from quantize.onnx.storage import Storage
 
 DEFAULT_RECIPE = "q4m"
 DEFAULT_BLOCK = 32  # 128 decodes a third faster and costs 1.2 to 1.7 times the KL divergence
@@ -30,22 +31,6 @@ class OnnxRecipe:
     @property
     def is_quantized(self) -> bool:
         return self.bits < 16
-
-
-@dataclass(frozen=True)
-class Storage:
-    """One tensor's: floats of `bits`, or blocks. reason: why, where it is not the recipe's default."""
-
-    bits: int
-    blocks: BlockFormat | None
-    reason: str
-
-    @property
-    def name(self) -> str:
-        """As plans and receipts write it: float32, int8 b32, int4 b32 zp."""
-        if self.blocks is None:
-            return f"float{self.bits}"
-        return f"int{self.bits} b{self.blocks.block}" + ("" if self.blocks.symmetric else " zp")
 
 
 # Why q4m lifts what it lifts: KL divergence (nats a token, +-0.00003, n = 3072) of a trained Llama of 5.1 M weights,
@@ -77,15 +62,17 @@ def find_onnx_recipe(name: str) -> OnnxRecipe:
     return recipe
 
 
-def choose_storage(recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, ...], category: str = "") -> Storage:
-    """How the tensor `name` of `shape` is stored. category: empty for that of a GGUF name.
+def choose_storage(
+    recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, ...], category: str = ""
+) -> tuple[Storage, str]:
+    """How the tensor `name` of `shape` is stored, and why. category: empty for that of a GGUF name.
 
     Raises RecipeError where the block does not divide its rows: the runtime's embedding lookup knows no part blocks.
     """
     if len(shape) < 2:
-        return Storage(32, None, "a vector or a norm stays float")
+        return Storage(32), "a vector or a norm stays float"
     if not recipe.is_quantized:
-        return Storage(recipe.bits, None, "default")
+        return Storage(recipe.bits), "default"
     if block not in BLOCKS:
         raise RecipeError(f"--block {block}: unknown", hint=f"known: {', '.join(map(str, BLOCKS))}")
     if shape[-1] % block:
@@ -96,5 +83,5 @@ def choose_storage(recipe: OnnxRecipe, block: int, name: str, shape: tuple[int, 
     layer = re.search(r"\.(\d+)\.", name)
     is_lifted = layer is not None and int(layer[1]) < recipe.n_int8_layers
     if recipe.bits == 4 and (category in recipe.int8 or is_lifted):
-        return Storage(8, BlockFormat(8, block), category if category in recipe.int8 else "first layer")
-    return Storage(recipe.bits, BlockFormat(recipe.bits, block, recipe.symmetric), "default")
+        return Storage(8, BlockFormat(8, block)), category if category in recipe.int8 else "first layer"
+    return Storage(recipe.bits, BlockFormat(recipe.bits, block, recipe.symmetric)), "default"

@@ -6,7 +6,7 @@ to it) once, and logits are computed from `logits_from` on, as in our own graphs
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError
+from quantize.onnx.folder import OnnxPlan
 from quantize.onnx.graph import CONTRIB, CONTRIB_OPSET, INT64_MAX, LOGITS_FROM, Graph, import_onnx
 from quantize.onnx.optimum import Export
-from quantize.onnx.plan import OnnxTensor, place
-from quantize.onnx.recipes import OnnxRecipe, Storage, choose_storage
+from quantize.onnx.recipes import OnnxRecipe, choose_storage
+from quantize.onnx.storage import Storage, place
 from quantize.source.checkpoint import Checkpoint
+from quantize.stream.plan import PlannedTensor, array_rows
 
 EXPORT_NAME = "model.onnx"
 COMPARE_ROWS = 4096
@@ -47,38 +49,6 @@ class Matrix:
     @property
     def stored_as(self) -> str:
         return self.shared or self.name
-
-
-@dataclass(frozen=True)
-class ExportedPlan:
-    """As onnx_plan.OnnxPlan, of an exported graph."""
-
-    checkpoint: Checkpoint
-    architecture: str
-    recipe: OnnxRecipe
-    block: int
-    tensors: tuple[OnnxTensor, ...]
-    n_data_bytes: int
-    graph: bytes
-    made_by: Mapping[str, str]
-    files: dict[str, Path | dict[str, Any]] = field(default_factory=dict)
-    ignored: Mapping[str, str] = field(default_factory=dict)
-    device: str = "cpu"
-
-    @property
-    def n_bytes(self) -> int:
-        return len(self.graph) + self.n_data_bytes
-
-    @property
-    def n_params(self) -> int:
-        return sum(tensor.n_weights for tensor in self.tensors)
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_params
-
-    def companions(self) -> Mapping[str, Path | dict[str, Any]]:
-        return self.files
 
 
 class ExportedGraph:
@@ -169,32 +139,31 @@ def _equal(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     )
 
 
-def rewrite(
-    exported: ExportedGraph,
-    checkpoint: Checkpoint,
-    recipe: OnnxRecipe,
-    block: int,
-    files: dict[str, Path | dict[str, Any]],
-) -> ExportedPlan:
-    """The plan of the folder to come. Raises RecipeError where the block does not divide a matrix's rows."""
-    tensors: list[OnnxTensor] = []
+def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe, block: int) -> OnnxPlan:
+    """The plan of the folder to come, without companions. Raises RecipeError where the block divides no rows."""
+    tensors: list[PlannedTensor] = []
     end = 0
-    own = {matrix.name: matrix for matrix in exported.matrices if not matrix.shared}
-    for name, matrix in own.items():
-        storage = choose_storage(recipe, block, name, matrix.rows.shape, matrix.category)
-        pieces, end = place(name, matrix.rows.shape, storage, end)
-        tensors.append(OnnxTensor(name, matrix.rows.shape, storage, pieces, array=matrix.rows))
+
+    def add(name: str, values: NDArray[np.float32], storage: Storage, reason: str) -> None:
+        nonlocal end
+        parts, end = place(name, values.shape, storage, end)
+        tensors.append(PlannedTensor(name, values.shape, storage, parts, reason, stated=array_rows(values)))
+
+    for matrix in exported.matrices:
+        if not matrix.shared:
+            add(
+                matrix.name,
+                matrix.rows,
+                *choose_storage(recipe, block, matrix.name, matrix.rows.shape, matrix.category),
+            )
     replaced = {matrix.node: matrix for matrix in exported.matrices}
     for name, values in exported.floats.items():
         if _still_used(exported.model, name, replaced):
-            storage = Storage(32, None, "no matrix of an operator: stays float")
-            pieces, end = place(name, values.shape, storage, end)
-            tensors.append(OnnxTensor(name, values.shape, storage, pieces, array=values))
+            add(name, values, Storage(32), "no matrix of an operator: stays float")
     graph = _graph(exported, tensors, replaced)
     versions = {**exported.export.versions, "onnx": metadata.version("onnx")}
-    return ExportedPlan(
-        checkpoint, str(checkpoint.config.get("model_type")), recipe, block, tuple(tensors), end, graph, versions, files
-    )
+    family = str(checkpoint.config.get("model_type"))
+    return OnnxPlan(checkpoint, family, recipe, block, "cpu", tuple(tensors), end, graph, versions)
 
 
 def _still_used(model: Any, name: str, replaced: Mapping[str, Matrix]) -> bool:
@@ -212,7 +181,7 @@ def _still_used(model: Any, name: str, replaced: Mapping[str, Matrix]) -> bool:
     )
 
 
-def _graph(exported: ExportedGraph, tensors: list[OnnxTensor], replaced: Mapping[str, Matrix]) -> bytes:
+def _graph(exported: ExportedGraph, tensors: list[PlannedTensor], replaced: Mapping[str, Matrix]) -> bytes:
     """The bytes of model.onnx."""
     onnx, model = exported.onnx, exported.model
     graph = Graph(tensors, "float32", onnx)

@@ -7,21 +7,17 @@ where. The graph's external tensors must lie inside the data file, whoever made 
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medlite.errors import ArtifactError, MedliteError, MissingExtraError
 from medlite.files import file_sha256
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
 from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_receipt
-from quantize.gguf.receipt import range_sha256, sqnr_db
-from quantize.gguf.verify import WRONG_TENSOR_DB, Comparison, OnBytes, Verification
-from quantize.onnx.plan import ITEM_BYTES, OnnxPlan, OnnxSlab, make_onnx_plan, slabs_of
+from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import find_onnx_recipe
-from quantize.onnx.slabs import OnnxSlabEncoder, row_errors
-from quantize.source.checkpoint import Checkpoint, RowReader
+from quantize.source.checkpoint import Checkpoint
+from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
 
 READ_BYTES = 1 << 22
 
@@ -81,7 +77,7 @@ def external_tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
         if stated.get("location") != DATA_NAME or dtype is None or not all(value.isdigit() for value in place):
             raise ArtifactError(f"{path}: {tensor.name} lies in {stated.get('location')!r} as type {tensor.data_type}")
         offset, n_bytes = map(int, place)
-        if n_weights * ITEM_BYTES[dtype] != n_bytes or offset + n_bytes > n_file_bytes:
+        if n_weights * np.dtype(dtype).itemsize != n_bytes or offset + n_bytes > n_file_bytes:
             raise ArtifactError(f"{path}: {tensor.name} takes bytes {offset} to {offset + n_bytes} of {n_file_bytes}")
         yield tensor.name, dtype, offset, n_bytes
 
@@ -140,13 +136,8 @@ def _against_source(
         return (), [str(error)]
     if plan.graph != (folder / MODEL_NAME).read_bytes():
         return (), [f"{folder / MODEL_NAME}: not the graph that medlite builds for this source"]
-    comparisons = list(_compare(plan, folder / DATA_NAME))
-    problems = [
-        f"{folder / DATA_NAME}: {one.name} is not the source's tensor: SQNR {one.sqnr_db:.1f} dB"
-        for one in comparisons
-        if one.sqnr_db is not None and one.sqnr_db < WRONG_TENSOR_DB
-    ]
-    return tuple(comparisons), problems
+    comparisons = tuple(compare_tensors(plan.checkpoint, plan.tensors, (folder / MODEL_NAME, folder / DATA_NAME)))
+    return comparisons, wrong_tensors(folder / DATA_NAME, comparisons)
 
 
 def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: OnnxReceipt | None) -> Iterator[str]:
@@ -155,40 +146,7 @@ def _against_hashes(folder: Path, checkpoint: Checkpoint, receipt: OnnxReceipt |
     if not stated or None in stated.values():
         yield f"{folder}: no receipt names the source's files, and a graph of another exporter is not made again"
         return
-    found = {path.name: path for path in {tensor.path for tensor in checkpoint.tensors.values()}}
+    found = {path.name: path for path in checkpoint.shards}
     for name in sorted(stated.keys() | found.keys()):
         if name not in found or stated.get(name) != file_sha256(found[name]):
             yield f"{checkpoint.folder / name}: not the file that {folder.name} was made from"
-
-
-def _compare(plan: OnnxPlan, data: Path) -> Iterator[Comparison]:
-    """Every tensor of the plan against the data file, slab by slab."""
-    sums: dict[int, list[float]] = {}
-    identical: dict[int, bool] = {}
-    with RowReader() as reader, data.open("rb", buffering=0) as handle:
-        reader.open(plan.checkpoint.tensors)
-        encoder = OnnxSlabEncoder(plan, reader)
-        for slab in slabs_of(plan):
-            stored = _stored(handle, plan, slab)
-            wanted = encoder.encode(slab)
-            same = all(a.tobytes() == b.tobytes() for a, b in zip(stored, wanted.pieces, strict=True))
-            errors = (
-                wanted.errors
-                if same
-                else row_errors(encoder.values(slab), encoder.decode(slab, stored), slab.first_row)
-            )
-            total = sums.setdefault(slab.tensor, [0.0, 0.0])
-            total[0] += errors.squared_weight
-            total[1] += errors.squared_error
-            identical[slab.tensor] = identical.get(slab.tensor, True) and same
-    for i, total in sums.items():
-        yield Comparison(plan.tensors[i].name, plan.tensors[i].storage.name, identical[i], sqnr_db(*total))
-
-
-def _stored(handle: Any, plan: OnnxPlan, slab: OnnxSlab) -> list[NDArray[np.uint8]]:
-    """The slab's bytes as they stand in the data file."""
-    parts = []
-    for piece in plan.tensors[slab.tensor].pieces:
-        handle.seek(piece.offset + slab.first_row * piece.row_bytes)
-        parts.append(np.frombuffer(handle.read(slab.n_rows * piece.row_bytes), np.uint8))
-    return parts

@@ -61,6 +61,11 @@ class Checkpoint:
     def n_bytes(self) -> int:
         return sum(tensor.n_bytes for tensor in self.tensors.values())
 
+    @property
+    def shards(self) -> list[Path]:
+        """The files that hold the tensors, sorted."""
+        return sorted({tensor.path for tensor in self.tensors.values()})
+
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises CheckpointError where it is missing or anything else."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from medlite.files import part_path
 from medlite.version import __version__
-from quantize.gguf.plan import QuantizationPlan
 from quantize.stream.encode import RowErrors
+from quantize.stream.plan import Output
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 SUFFIX = ".journal"
@@ -27,17 +27,15 @@ def journal_path(path: Path) -> Path:
     return part.with_name(part.name + SUFFIX)
 
 
-def fingerprint(plan: QuantizationPlan) -> str:
-    """SHA-256 over what decides the output's bytes: headers, source files (name, size, time), imatrix, version."""
+def fingerprint(output: Output) -> str:
+    """SHA-256 over what decides the output's bytes: headers, source files (name, size, time), stamp, version."""
     digest = hashlib.sha256(f"{__version__} {SLAB_WEIGHTS}".encode())
-    for file in plan.files:
+    for file in output.files:
         digest.update(file.header)
-    for shard in sorted({tensor.path for tensor in plan.checkpoint.tensors.values()}):
+    for shard in output.checkpoint.shards:
         status = shard.stat()
         digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())
-    for name, values in sorted((plan.importance or {}).items()):
-        digest.update(name.encode())
-        digest.update(values.tobytes())
+    digest.update(output.stamp)
     return digest.hexdigest()
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from medlite.formats.gguf import GGML_TYPES, GgmlType
 from medlite.formats.safetensors import SourceTensor
-from quantize.gguf.plan import QuantizationPlan
 from quantize.source.checkpoint import RowReader
 from quantize.stream.encode import Rows, encode, measure_errors
+from quantize.stream.plan import Output
 
 SAMPLE_WEIGHTS = 1 << 17
 SAMPLES = 3
@@ -18,20 +18,21 @@ SAMPLE_READ_BYTES = 1 << 26
 HASH_BYTES_PER_SECOND = 1.2e9  # SHA-256 with the processor's instructions; twice over the output, once over the source
 
 
-def predict_seconds(plans: Sequence[QuantizationPlan], n_threads: int = 0) -> float:
-    """Wall seconds to write `plans` of one checkpoint: encode and measure each type, read, hash.
+def predict_seconds(outputs: Sequence[Output], n_threads: int = 0) -> float:
+    """Wall seconds to write GGUF files of one checkpoint: encode and measure each type, read, hash.
 
     A sample of each type is encoded and a piece of the source is read, so the answer takes a moment. It counts
     processor time, so other programs must leave the cores alone; writing is taken to be as fast as the page cache.
     """
     workers = n_threads or os.cpu_count() or 1
     weights: dict[str, int] = {}
-    for plan in plans:
-        for tensor in plan.tensors:
-            weights[tensor.info.type.name] = weights.get(tensor.info.type.name, 0) + tensor.info.n_weights
+    for output in outputs:
+        for tensor in output.tensors:
+            weights[tensor.encoding.name] = weights.get(tensor.encoding.name, 0) + tensor.n_weights
     encode_seconds = sum(n / weights_per_second(GGML_TYPES[name]) for name, n in weights.items())
-    read_seconds = plans[0].checkpoint.n_bytes / read_bytes_per_second(list(plans[0].checkpoint.tensors.values()))
-    hashed = plans[0].checkpoint.n_bytes + 2 * sum(plan.n_bytes for plan in plans)
+    checkpoint = outputs[0].checkpoint
+    read_seconds = checkpoint.n_bytes / read_bytes_per_second(list(checkpoint.tensors.values()))
+    hashed = checkpoint.n_bytes + 2 * sum(output.n_bytes for output in outputs)
     return (encode_seconds + hashed / HASH_BYTES_PER_SECOND) / workers + read_seconds
 
 

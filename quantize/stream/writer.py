@@ -1,47 +1,48 @@
-"""Write planned GGUF files in one streaming pass over the checkpoint.
+"""Write planned artifacts, GGUF files or ONNX folders, in one streaming pass over the checkpoint.
 
 Every offset is known from the plan, so worker threads take slabs in order, and each reads, encodes and writes its
 slab with pread and pwrite. Memory is threads x one slab, whatever the model's size. Each slab is journalled; a run
-that was killed continues. A file gets its final name when every slab was read back and compared.
+that was killed continues. An artifact gets its final name when every slab was read back and compared.
 """
 
 import hashlib
 import itertools
 import os
+import shutil
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
-from medlite.files import check_free_space, check_writable, file_sha256, part_path, publish, write_json_whole
-from medlite.formats.receipt import receipt_path
-from quantize.gguf.plan import QuantizationPlan
-from quantize.gguf.receipt import SourceHasher, WrittenFacts, make_receipt
+from medlite.files import (
+    check_free_space,
+    check_writable,
+    file_sha256,
+    part_path,
+    publish,
+    publish_folder,
+    write_json_whole,
+)
+from medlite.formats.onnx_folder import is_onnx_folder
+from medlite.formats.receipt import ONNX_RECEIPT_NAME, receipt_path
 from quantize.source.checkpoint import RowReader
 from quantize.source.parity import ParityReport
+from quantize.stream.encode import RowErrors
 from quantize.stream.journal import Journal, fingerprint, journal_path, open_journal
-from quantize.stream.slabs import EncodedSlab, Slab, SlabEncoder, slabs_of
+from quantize.stream.plan import Output
+from quantize.stream.receipt import SourceHasher, WrittenFacts, make_receipt
+from quantize.stream.slabs import EncodedSlab, Place, Slab, SlabEncoder, places_of, slabs_of
 from quantize.stream.workers import run_slabs
 
 FREE_SPACE_MARGIN_BYTES = 1 << 20
+FAULTY_HINT = "the disk or the memory is faulty; run the command again"
 
 OnBytes = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Output:
-    """One plan and the file it becomes (the first of several under --max-shard-size takes its split name)."""
-
-    plan: QuantizationPlan
-    path: Path
-
-    @property
-    def paths(self) -> list[Path]:
-        return self.plan.paths(self.path)
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,25 @@ class WriteSettings:
 
 @dataclass(frozen=True)
 class Written:
-    """One finished artifact. n_resumed_bytes: how much of it an earlier run had done."""
+    """One finished artifact and what its receipt says. n_resumed_bytes: how much of it an earlier run had done."""
 
     output: Output
-    paths: tuple[Path, ...]
-    receipt: Path
+    receipt: Mapping[str, Any]
     n_resumed_bytes: int
 
+    @property
+    def path(self) -> Path:
+        """The folder, or the first of the files."""
+        return self.output.path if self.output.is_folder else self.output.paths[0]
 
-def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None) -> list[Written]:
+
+def write(outputs: Sequence[Output], settings: WriteSettings | None = None) -> list[Written]:
     """Write every output, verified and with its receipt, or none under its final name.
 
-    outputs: plans of the same checkpoint. Raises OutputError before the first byte if a file exists (unless force)
-    or the disk is short, CheckpointError if a weight is not finite or a shard ends early, and whatever settings.check
-    raises. What was done stays in the .part file on Ctrl-C or a full disk, and is removed on any other error.
+    outputs: of the same checkpoint in the same format. Raises OutputError before the first byte if a name is taken
+    (unless force) or the disk is short, CheckpointError if a weight is not finite or a shard ends early, and whatever
+    settings.check raises. What was done stays under the .part names on Ctrl-C or a full disk, and is removed on any
+    other error.
     """
     settings = settings or WriteSettings()
     _check_outputs(outputs, force=settings.force)
@@ -90,7 +96,7 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
             for output in outputs:
                 writers.append(OutputWriter(output, settings))
                 stack.callback(writers[-1].close)
-            hasher = stack.enter_context(SourceHasher(outputs[0].plan.checkpoint, enabled=settings.hash_source))
+            hasher = stack.enter_context(SourceHasher(outputs[0].checkpoint, enabled=settings.hash_source))
             parity = _write_slabs(writers, settings)
             return [writer.finish(hasher, parity) for writer in writers]
     except OSError as error:
@@ -105,59 +111,66 @@ def write_gguf(outputs: Sequence[Output], settings: WriteSettings | None = None)
 
 
 def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
-    """Raise OutputError if a file may not be written or the disk cannot hold what is missing."""
+    """Raise OutputError if a name may not be written or the disk cannot hold what is missing."""
     needed: dict[Path, int] = {}
     for output in outputs:
-        for path, file in zip(output.paths, output.plan.files, strict=True):
-            check_writable(path, force=force)
-            part = part_path(path)
+        if output.is_folder:
+            _check_folder(output.path, force=force)
+        for path, part, file in zip(output.paths, output.parts, output.files, strict=True):
+            if not output.is_folder:
+                check_writable(path, force=force)
             held = part.stat().st_blocks * 512 if part.exists() else 0
-            needed[path.parent] = needed.get(path.parent, FREE_SPACE_MARGIN_BYTES) + max(file.n_bytes - held, 0)
+            disk = output.path.parent
+            needed[disk] = needed.get(disk, FREE_SPACE_MARGIN_BYTES) + max(file.n_bytes - held, 0)
     for folder, n_bytes in needed.items():
         check_free_space(folder, n_bytes)
 
 
+def _check_folder(path: Path, *, force: bool) -> None:
+    """Raise OutputError if `path` exists and may not be replaced, or the folder above is missing."""
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already", hint="--force replaces it, --out names another folder")
+    if path.exists() and not is_onnx_folder(path):
+        raise OutputError(f"{path}: is no ONNX folder of medlite, so it is not replaced", hint="--out names another")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder", hint=f"mkdir -p {path.parent}")
+
+
 class OutputWriter:
-    """The .part files and the journal of one output. `write` may be called from several threads."""
+    """The .part files (or folder) and the journal of one output. `write` may be called from several threads."""
 
     def __init__(self, output: Output, settings: WriteSettings) -> None:
         self.output, self.settings = output, settings
-        self.slabs = list(slabs_of(output.plan))
+        self.slabs = list(slabs_of(output.tensors))
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
-        key = fingerprint(output.plan)
-        self.journal: Journal = open_journal(journal_path(output.path), key, restart=settings.restart)
-        for path, file in zip(output.paths, output.plan.files, strict=True):
-            descriptor = os.open(part_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+        if output.is_folder:
+            part_path(output.path).mkdir(exist_ok=True)
+        self.journal: Journal = open_journal(journal_path(output.path), fingerprint(output), restart=settings.restart)
+        for part, file in zip(output.parts, output.files, strict=True):
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
             self._descriptors.append(descriptor)
             os.ftruncate(descriptor, file.n_bytes)
             write_at(descriptor, file.header, 0)
         self._drop_lost_slabs()
-        self.n_resumed_bytes = sum(self._n_bytes(self.slabs[number]) for number in self.journal.done)
+        self.n_resumed_bytes = sum(
+            place.n_bytes for number in self.journal.done for place in self._places(self.slabs[number])
+        )
         settings.on_bytes(self.n_resumed_bytes)
 
-    def _place(self, slab: Slab) -> tuple[int, int, int]:
-        """File index, position and length of a slab's bytes."""
-        plan = self.output.plan
-        tensor = plan.tensors[slab.tensor]
-        row_bytes = tensor.info.type.row_bytes(tensor.info.shape[-1])
-        position = len(plan.files[tensor.file].header) + tensor.info.offset + slab.first_row * row_bytes
-        return tensor.file, position, slab.n_rows * row_bytes
+    def _places(self, slab: Slab) -> list[Place]:
+        return places_of(slab, self.output.tensors[slab.tensor])
 
-    def _n_bytes(self, slab: Slab) -> int:
-        return self._place(slab)[2]
-
-    def _crc(self, slab: Slab) -> int:
-        file, position, length = self._place(slab)
-        return zlib.crc32(os.pread(self._descriptors[file], length, position))
+    def _read(self, slab: Slab) -> list[bytes]:
+        """The slab's bytes on disk, those of each part."""
+        return [os.pread(self._descriptors[place.file], place.n_bytes, place.position) for place in self._places(slab)]
 
     def _drop_lost_slabs(self) -> None:
         """Forget journalled slabs whose bytes are not in the .part file (a power cut, a touched file)."""
-        n_slabs = len(self.slabs)
         lost = [
             number
             for number, (crc, _) in self.journal.done.items()
-            if not 0 <= number < n_slabs or self._crc(self.slabs[number]) != crc
+            if not 0 <= number < len(self.slabs) or crc_of(self._read(self.slabs[number])) != crc
         ]
         for number in lost:
             del self.journal.done[number]
@@ -167,53 +180,80 @@ class OutputWriter:
 
     def write(self, slab: Slab, encoded: EncodedSlab) -> None:
         """Put one slab's bytes where they belong and journal them."""
-        write_at(self._descriptors[encoded.file], encoded.data.data, encoded.position)
-        crc = zlib.crc32(encoded.data.data)
+        for place, data in zip(self._places(slab), encoded.parts, strict=True):
+            if data.nbytes != place.n_bytes:
+                raise OutputError(f"{self.output.path}: {data.nbytes} bytes encoded, {place.n_bytes} were planned")
+            write_at(self._descriptors[place.file], data.data, place.position)
+        crc = crc_of(data.data for data in encoded.parts)
         with self._lock:
             self.journal.add(slab.number, crc, encoded.errors)
-            self.settings.on_bytes(encoded.data.nbytes)
+            self.settings.on_bytes(sum(data.nbytes for data in encoded.parts))
 
     def finish(self, hasher: SourceHasher, parity: ParityReport | None) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
-        parts = [part_path(path) for path in self.output.paths]
+        output = self.output
+        self._add_companions(output.companions or {})
+        files = list(output.parts)
+        if output.is_folder:
+            files = sorted(path for path in part_path(output.path).iterdir() if path.name != ONNX_RECEIPT_NAME)
         with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
-            files = [pool.submit(file_sha256, part) for part in parts]
+            digests = {file: pool.submit(file_sha256, file) for file in files}
             by_tensor = itertools.groupby(self.slabs, key=lambda slab: slab.tensor)
             tensors = [pool.submit(self._read_back, list(slabs)) for _, slabs in by_tensor]
-            tensor_hashes = [digest.result() for digest in tensors]
-            file_hashes = [digest.result() for digest in files]
-        for descriptor, part, file in zip(self._descriptors, parts, self.output.plan.files, strict=True):
+            part_hashes = [digest.result() for digest in tensors]
+            names = {part: path.name for part, path in zip(output.parts, output.paths, strict=True)}
+            hashes = {names.get(file, file.name): digest.result() for file, digest in digests.items()}
+        self._check_headers()
+        errors: dict[int, list[RowErrors]] = {}
+        for slab in self.slabs if self.settings.measure else ():
+            errors.setdefault(slab.tensor, []).append(self.journal.done[slab.number][1])
+        sizes = {names.get(file, file.name): file.stat().st_size for file in files}
+        facts = WrittenFacts(errors, hasher.result(), sizes, hashes, part_hashes, parity)
+        return self._publish(make_receipt(output, facts))
+
+    def _add_companions(self, companions: Mapping[str, bytes | Path]) -> None:
+        """The configurations and the tokenizer beside a folder's tensors."""
+        for name, content in companions.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, part_path(self.output.path) / name)
+            else:
+                (part_path(self.output.path) / name).write_bytes(content)
+
+    def _read_back(self, slabs: Sequence[Slab]) -> list[str]:
+        """SHA-256 of each part of one tensor on disk. Raises ArtifactError where a slab is not what was written."""
+        tensor = self.output.tensors[slabs[0].tensor]
+        digests = [hashlib.sha256() for _ in tensor.parts]
+        for slab in slabs:
+            parts = self._read(slab)
+            if crc_of(parts) != self.journal.done[slab.number][0]:
+                raise ArtifactError(
+                    f"{self.output.path}: {tensor.name} reads back differently from what was written", hint=FAULTY_HINT
+                )
+            for digest, data in zip(digests, parts, strict=True):
+                digest.update(data)
+            with self._lock:
+                self.settings.on_verify(sum(map(len, parts)))
+        return [digest.hexdigest() for digest in digests]
+
+    def _check_headers(self) -> None:
+        for descriptor, part, file in zip(self._descriptors, self.output.parts, self.output.files, strict=True):
             if os.pread(descriptor, len(file.header), 0) != file.header or part.stat().st_size != file.n_bytes:
                 raise ArtifactError(
-                    f"{part}: its header reads back differently from what was written",
-                    hint="the disk or the memory is faulty; run the command again",
+                    f"{part}: its header reads back differently from what was written", hint=FAULTY_HINT
                 )
-        errors = {number: errors for number, (_, errors) in self.journal.done.items()}
-        facts = WrittenFacts(
-            self.slabs, errors if self.settings.measure else None, hasher.result(), file_hashes, tensor_hashes, parity
-        )
-        write_json_whole(receipt_path(self.output.path), make_receipt(self.output.plan, self.output.paths, facts))
-        for part, path in zip(parts, self.output.paths, strict=True):
-            publish(part, path)
-        self.journal.path.unlink()
-        return Written(self.output, tuple(self.output.paths), receipt_path(self.output.path), self.n_resumed_bytes)
 
-    def _read_back(self, slabs: list[Slab]) -> str:
-        """SHA-256 of one tensor's bytes on disk. Raises ArtifactError where a slab is not what was written."""
-        digest = hashlib.sha256()
-        for slab in slabs:
-            file, position, length = self._place(slab)
-            data = os.pread(self._descriptors[file], length, position)
-            if zlib.crc32(data) != self.journal.done[slab.number][0]:
-                name = self.output.plan.tensors[slab.tensor].info.name
-                raise ArtifactError(
-                    f"{self.output.path}: {name} reads back differently from what was written",
-                    hint="the disk or the memory is faulty; run the command again",
-                )
-            digest.update(data)
-            with self._lock:
-                self.settings.on_verify(length)
-        return digest.hexdigest()
+    def _publish(self, receipt: Mapping[str, Any]) -> Written:
+        """Write the receipt and give the artifact its final name."""
+        output = self.output
+        if output.is_folder:
+            write_json_whole(part_path(output.path) / ONNX_RECEIPT_NAME, receipt)
+            publish_folder(part_path(output.path), output.path)
+        else:
+            write_json_whole(receipt_path(output.path), receipt)
+            for part, path in zip(output.parts, output.paths, strict=True):
+                publish(part, path)
+        self.journal.path.unlink()
+        return Written(output, receipt, self.n_resumed_bytes)
 
     def close(self) -> None:
         for descriptor in self._descriptors:
@@ -222,9 +262,19 @@ class OutputWriter:
 
     def discard(self) -> None:
         """Remove the .part files and the journal."""
-        for path in self.output.paths:
-            part_path(path).unlink(missing_ok=True)
+        for part in self.output.parts:
+            part.unlink(missing_ok=True)
+        if self.output.is_folder:
+            shutil.rmtree(part_path(self.output.path), ignore_errors=True)
         self.journal.path.unlink(missing_ok=True)
+
+
+def crc_of(parts: Iterable[bytes | memoryview]) -> int:
+    """CRC-32 over all parts, one after another."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
@@ -237,8 +287,11 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> ParityReport | None:
     """Encode and write what the outputs lack, with the check beside it; returns what that found."""
+    slabs = writers[0].slabs
+    if any(writer.slabs != slabs for writer in writers):
+        raise OutputError("outputs of different checkpoints or formats cannot be written together")
     with RowReader() as reader:
-        reader.open(writers[0].output.plan.checkpoint.tensors)
+        reader.open(writers[0].output.checkpoint.tensors)
 
         def worker() -> Callable[[Slab], None]:
             encoder = SlabEncoder(reader, measure=settings.measure)
@@ -246,11 +299,11 @@ def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> Pa
             def work(slab: Slab) -> None:
                 lacking = [writer for writer in writers if writer.lacks(slab)]
                 if lacking:
-                    encoded = encoder.encode(slab, [writer.output.plan for writer in lacking])
+                    encoded = encoder.encode(slab, [writer.output.tensors[slab.tensor] for writer in lacking])
                     for writer, one in zip(lacking, encoded, strict=True):
                         writer.write(slab, one)
 
             return work
 
         n_threads = settings.n_threads or os.cpu_count() or 1
-        return run_slabs(writers[0].slabs, [worker() for _ in range(n_threads)], settings.check)
+        return run_slabs(slabs, [worker() for _ in range(n_threads)], settings.check)

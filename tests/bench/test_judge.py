@@ -246,11 +246,12 @@ def test_the_f32_gguf_on_llama_cpp_gives_the_same_answers(
     from medlite.engines import open_engine
     from quantize.gguf.plan import make_plan
     from quantize.gguf.recipes import find_recipe
+    from quantize.gguf.write import gguf_output
     from quantize.source.checkpoint import open_checkpoint
-    from quantize.stream.writer import Output, write_gguf
+    from quantize.stream.writer import write
 
     path = tmp_path / "tiny-F32.gguf"
-    write_gguf([Output(make_plan(open_checkpoint(checkpoint), find_recipe("F32")), path)])
+    write([gguf_output(make_plan(open_checkpoint(checkpoint), find_recipe("F32")), path)])
     engine = open_engine(path, device="cpu", n_context=4096)
     for name in ("medqa_4options", "pubmedqa", "mmlu_anatomy:0"):
         reference, found = our_scores(name), list(score_samples(engine, ours(name)))

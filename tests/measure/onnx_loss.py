@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES, OnnxRecipe
-from quantize.onnx.write import write_onnx
 from quantize.source.checkpoint import open_checkpoint
+from quantize.stream.writer import write
 
 BATCH = 16
 CATEGORIES = ("output", "embedding", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -108,7 +109,7 @@ def measure(exact: Path, folder: Path, texts: list[list[int]]) -> Loss:
 
 
 def make_ours(source: Path, target: Path, recipe: OnnxRecipe, block: int) -> Path:
-    write_onnx(make_onnx_plan(open_checkpoint(source), recipe, block=block), target)
+    write([onnx_output(make_onnx_plan(open_checkpoint(source), recipe, block=block), target)])
     return target
 
 

@@ -26,11 +26,12 @@ from medlite.files import check_free_space
 from quantize.source.checkpoint import open_checkpoint
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.stream.writer import Output, WriteSettings, write_gguf
+from quantize.stream.writer import WriteSettings, write
+from quantize.gguf.write import gguf_output
 folder, target = Path(sys.argv[1]), sys.argv[2]
 plan = make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"])
 if target:
-    write_gguf([Output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))
+    write([gguf_output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))
 status = Path("/proc/self/status").read_text()
 print(plan.n_bytes, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """

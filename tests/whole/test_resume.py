@@ -14,9 +14,10 @@ from medlite.files import part_path
 from medlite.formats.receipt import receipt_path
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.journal import journal_path
-from quantize.stream.writer import Output, WriteSettings, write_gguf
+from quantize.stream.writer import WriteSettings, write
 from tests.helpers.places import ROOT
 from tests.helpers.tiny_checkpoint import bf16, llama_config, llama_tensors, make_llama, write_safetensors
 
@@ -26,7 +27,8 @@ from pathlib import Path
 from quantize.source.checkpoint import open_checkpoint
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
-from quantize.stream.writer import Output, WriteSettings, write_gguf
+from quantize.stream.writer import WriteSettings, write
+from quantize.gguf.write import gguf_output
 folder, limit, signal_number, *names = sys.argv[1:]
 seen = 0
 def on_bytes(n):
@@ -35,8 +37,8 @@ def on_bytes(n):
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
 checkpoint = open_checkpoint(Path(folder))
-outputs = [Output(make_plan(checkpoint, RECIPES[name]), Path(folder) / f"{name}.gguf") for name in names]
-write_gguf(outputs, WriteSettings(n_threads=2, on_bytes=on_bytes))
+outputs = [gguf_output(make_plan(checkpoint, RECIPES[name]), Path(folder) / f"{name}.gguf") for name in names]
+write(outputs, WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
 
@@ -50,8 +52,8 @@ def run_until_killed(folder: Path, limit: int, *recipes: str, signal_number: int
 def convert(folder: Path, *recipes: str, **settings: object) -> list[int]:
     """Convert in this process; returns the resumed bytes of each output."""
     checkpoint = open_checkpoint(folder)
-    outputs = [Output(make_plan(checkpoint, RECIPES[name]), folder / f"{name}.gguf") for name in recipes]
-    return [one.n_resumed_bytes for one in write_gguf(outputs, WriteSettings(**settings))]  # type: ignore[arg-type]
+    outputs = [gguf_output(make_plan(checkpoint, RECIPES[name]), folder / f"{name}.gguf") for name in recipes]
+    return [one.n_resumed_bytes for one in write(outputs, WriteSettings(**settings))]  # type: ignore[arg-type]
 
 
 @pytest.fixture

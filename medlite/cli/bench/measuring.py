@@ -32,18 +32,19 @@ def make_artifacts(
     from medlite.cli.quantize import write_with_progress
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import make_plan
-    from quantize.gguf.receipt import is_current
     from quantize.gguf.recipes import find_recipe
+    from quantize.gguf.write import gguf_output
     from quantize.source.checkpoint import open_checkpoint
-    from quantize.stream.writer import Output, WriteSettings
+    from quantize.stream.receipt import is_current
+    from quantize.stream.writer import WriteSettings
 
     checkpoint = open_checkpoint(checkpoint_folder)
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = [
-        Output(make_plan(checkpoint, find_recipe(name), importance=importance, pre_tokenizer=pre_tokenizer), path)
+        gguf_output(make_plan(checkpoint, find_recipe(name), importance=importance, pre_tokenizer=pre_tokenizer), path)
         for name, path in paths.items()
     ]
-    missing = [output for output in outputs if fresh or not is_current(output.plan, output.path)]
+    missing = [output for output in outputs if fresh or not is_current(output)]
     if missing:
         missing[0].path.parent.mkdir(parents=True, exist_ok=True)
         write_with_progress(missing, WriteSettings(force=True), quiet=quiet)

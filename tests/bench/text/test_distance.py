@@ -141,14 +141,18 @@ def test_llama_perplexity_prints_the_same_numbers(tmp_path: Path, recipe: str) -
     from medlite.demo import checkpoint_path
     from quantize.gguf.plan import make_plan
     from quantize.gguf.recipes import find_recipe
+    from quantize.gguf.write import gguf_output
     from quantize.source.checkpoint import open_checkpoint
-    from quantize.stream.writer import Output, write_gguf
+    from quantize.stream.writer import write
     from tests.measure.text import demo_text, ours, theirs
 
     checkpoint = open_checkpoint(checkpoint_path())
     base, candidate = tmp_path / "base.gguf", tmp_path / "candidate.gguf"
-    write_gguf(
-        [Output(make_plan(checkpoint, find_recipe(name)), path) for name, path in (("BF16", base), (recipe, candidate))]
+    write(
+        [
+            gguf_output(make_plan(checkpoint, find_recipe(name)), path)
+            for name, path in (("BF16", base), (recipe, candidate))
+        ]
     )
     text = tmp_path / "text.txt"
     text.write_text(demo_text(), encoding="utf-8")

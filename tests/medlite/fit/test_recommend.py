@@ -30,7 +30,7 @@ def test_a_folder_and_its_plan_agree_on_every_tensor_byte(tmp_path: Path) -> Non
     assert set(by_recipe) == set(RECIPES)
     for name in ("BF16", "Q8_0", "Q4_K_M", "Q3_K_M"):
         plan = make_plan(open_checkpoint(folder), RECIPES[name])
-        assert by_recipe[name].shape.n_weight_bytes == sum(t.info.n_bytes for t in plan.tensors)
+        assert by_recipe[name].shape.n_weight_bytes == sum(t.n_bytes for t in plan.tensors)
         assert by_recipe[name].bits_per_weight == plan.bits_per_weight
         assert by_recipe[name].n_file_bytes == pytest.approx(plan.n_bytes, rel=0.02)
 

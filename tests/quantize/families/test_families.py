@@ -16,8 +16,9 @@ from quantize.families import find_family
 from quantize.families.family import Family, text_config
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import open_checkpoint
-from quantize.stream.writer import Output, WriteSettings, write_gguf
+from quantize.stream.writer import WriteSettings, write
 from tests.helpers.gguf_compare import assert_equal_tensors, tensors_of
 from tests.helpers.llama_quantize import llama_quantize
 from tests.helpers.places import ROOT
@@ -41,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def convert(folder: Path, recipe: str, target: Path, importance: dict[str, np.ndarray] | None = None) -> None:
     plan = make_plan(open_checkpoint(folder), RECIPES[recipe], importance=importance)
-    write_gguf([Output(plan, target)], WriteSettings(n_threads=2, measure=False, hash_source=False))
+    write([gguf_output(plan, target)], WriteSettings(n_threads=2, measure=False, hash_source=False))
 
 
 def importance_of(path: Path) -> dict[str, np.ndarray]:
@@ -254,11 +255,11 @@ def test_gemma_norms_are_stored_plus_one(folders: dict[str, Path]) -> None:
     for tensor in plan.tensors:
         assert tensor.source is not None
         stored = np.frombuffer(raw, "<u2", tensor.source.n_bytes // 2, tensor.source.offset)
-        if "norm" in tensor.info.name:
+        if "norm" in tensor.name:
             wanted = (stored.astype(np.uint32) << 16).view(np.float32) + np.float32(1)
-            assert np.array_equal(np.frombuffer(ours[tensor.info.name][2], np.float32), wanted), tensor.info.name
+            assert np.array_equal(np.frombuffer(ours[tensor.name][2], np.float32), wanted), tensor.name
         else:
-            assert ours[tensor.info.name][2] == stored.tobytes(), tensor.info.name
+            assert ours[tensor.name][2] == stored.tobytes(), tensor.name
 
 
 def test_long_rope_states_its_attention_factor(folders: dict[str, Path]) -> None:

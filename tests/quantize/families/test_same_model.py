@@ -13,9 +13,10 @@ import pytest
 from medlite.formats.chat_template import TOKEN_KEYS, Message
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import CONVERSATIONS, compile_template, source_template
-from quantize.stream.writer import Output, write_gguf
+from quantize.stream.writer import write
 from tests.helpers.llama_logits import llama_logits
 from tests.helpers.tiny_families import FAMILIES, make_family, plain_llama_of_mllama
 
@@ -55,7 +56,7 @@ def tokens_of(folder: Path) -> list[int]:
 @pytest.mark.parametrize("family", WITH_OWN_WEIGHTS)
 def test_logits_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
     folder = make_family(family, tmp_path / family)
-    write_gguf([Output(make_plan(open_checkpoint(folder), RECIPES["F32"]), tmp_path / "f32.gguf")])
+    write([gguf_output(make_plan(open_checkpoint(folder), RECIPES["F32"]), tmp_path / "f32.gguf")])
     ids = tokens_of(folder)
     theirs, ours = transformers_logits(folder, ids), llama_logits(tmp_path / "f32.gguf", ids)
     assert ours.shape == theirs.shape

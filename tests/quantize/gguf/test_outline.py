@@ -12,6 +12,7 @@ from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.source.checkpoint import open_checkpoint
 from tests.helpers import tiny_families
+from tests.helpers.plans import tensor_infos
 from tests.helpers.tiny_checkpoint import make_llama
 
 FAMILIES = tiny_families.FAMILIES
@@ -23,7 +24,7 @@ def test_an_outline_has_the_tensors_of_the_plan(family: str, tmp_path: Path) -> 
     outline = Outline(checkpoint.config)
     for name in ("BF16", "Q8_0", "Q4_K_M", "Q3_K_S", "IQ4_XS", "Q4_0"):
         plan = make_plan(checkpoint, RECIPES[name])
-        assert outline.header(RECIPES[name]).tensors == tuple(tensor.info for tensor in plan.tensors), name
+        assert outline.header(RECIPES[name]).tensors == tensor_infos(plan), name
         assert outline.n_params == plan.n_params
 
 

@@ -10,9 +10,11 @@ from medlite.errors import CheckpointError, RecipeError, TokenizerError
 from medlite.formats.artifact import open_artifact
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES, find_recipe
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import open_checkpoint
-from quantize.stream.writer import Output, write_gguf
+from quantize.stream.writer import write
 from tests.helpers.places import GOLDEN
+from tests.helpers.plans import tensor_infos
 from tests.helpers.tiny_checkpoint import llama_config, llama_tensors, make_llama, write_safetensors
 
 GOLDEN = GOLDEN / "plan-Q4_K_M.txt"
@@ -23,9 +25,8 @@ def plan_text(folder: Path, recipe: str) -> str:
     plan = make_plan(open_checkpoint(folder), RECIPES[recipe])
     return (
         "\n".join(
-            f"{t.info.name} {t.info.type.name} {'x'.join(map(str, t.info.shape))} @{t.info.offset} "
-            f"{t.info.n_bytes} {t.reason}"
-            for t in plan.tensors
+            f"{info.name} {info.type.name} {'x'.join(map(str, info.shape))} @{info.offset} {info.n_bytes} {t.reason}"
+            for info, t in zip(tensor_infos(plan), plan.tensors, strict=True)
         )
         + "\n"
     )
@@ -42,7 +43,7 @@ def test_the_planned_size_is_the_written_size(recipe: str, tmp_path: Path) -> No
     folder = make_llama(tmp_path / "m", num_hidden_layers=1)
     plan = make_plan(open_checkpoint(folder), RECIPES[recipe])
     out = tmp_path / "m.gguf"
-    write_gguf([Output(plan, out)])
+    write([gguf_output(plan, out)])
     assert out.stat().st_size == plan.n_bytes
     assert open_artifact(out).bits_per_weight == pytest.approx(plan.bits_per_weight)
     assert open_artifact(out).recipe == recipe
@@ -66,13 +67,13 @@ def test_several_files_hold_every_tensor_once_and_load(tmp_path: Path) -> None:
 
     checkpoint = open_checkpoint(make_llama(tmp_path / "m", num_hidden_layers=4))
     plan = make_plan(checkpoint, RECIPES["Q8_0"], max_shard_bytes=500_000)
-    write_gguf([Output(plan, tmp_path / "m.gguf")])
+    write([gguf_output(plan, tmp_path / "m.gguf")])
     paths = plan.paths(tmp_path / "m.gguf")
     assert len(paths) > 2
     assert paths[0].name == f"m-00001-of-{len(paths):05d}.gguf"
     headers = [read_header(path) for path in paths]
     names = [tensor.name for header in headers for tensor in header.tensors]
-    assert names == [tensor.info.name for tensor in make_plan(checkpoint, RECIPES["Q8_0"]).tensors]
+    assert names == [tensor.name for tensor in make_plan(checkpoint, RECIPES["Q8_0"]).tensors]
     assert [header.get("split.no") for header in headers] == list(range(len(paths)))
     assert {header.get("split.count") for header in headers} == {len(paths)}
     assert "general.architecture" not in headers[1].metadata

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medlite.errors import RecipeError
+from medlite.errors import NotFiniteError, RecipeError
 from medlite.formats.gguf import GGML_TYPES
 from quantize import kernels
 from quantize.stream import ggml
@@ -169,7 +169,7 @@ def test_a_weight_that_is_not_finite_names_its_row(name: str, value: float, isa:
         x = np.ones((40, 512), np.float32)
         x[row, column] = value
         for source, rows in ((F32, x), (F16, x.astype(np.float16)), (BF16, to_bf16(x))):
-            with pytest.raises(kernels.NotFiniteError, match=f"row {row} ") as raised:
+            with pytest.raises(NotFiniteError, match=f"row {row} ") as raised:
                 encoded(name, rows, None, isa, source)
             assert raised.value.row == row
 

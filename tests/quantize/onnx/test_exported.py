@@ -32,12 +32,12 @@ from medlite.engines.ort import engine as ort
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from medlite.formats.onnx_folder import DATA_NAME, read_onnx_facts
 from quantize.onnx.exported import open_source, plan_export
+from quantize.onnx.folder import OnnxPlan, onnx_output
 from quantize.onnx.optimum import REQUIREMENTS, Export, exported, has_optimum
 from quantize.onnx.recipes import ONNX_RECIPES
-from quantize.onnx.rewrite import ExportedPlan
 from quantize.onnx.verify import verify_onnx
-from quantize.onnx.write import write_onnx
 from quantize.source.checkpoint import open_checkpoint
+from quantize.stream.writer import write
 from tests.helpers.places import ROOT
 
 TOKENS = tuple(np.random.default_rng(1).integers(10, 300, 60).tolist())
@@ -52,7 +52,7 @@ def kl(a: Logits, b: Logits) -> float:
     return float((np.exp(a) * (a - b)).sum(axis=1).mean())
 
 
-def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> ExportedPlan:
+def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> OnnxPlan:
     source, export = folder / "source", folder / "export"
     if not export.exists():
         tiny_export.write_export(export)
@@ -61,7 +61,7 @@ def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> ExportedPlan:
 
 
 def convert(folder: Path, recipe: str = "q8") -> Path:
-    return write_onnx(plan_of(folder, recipe), folder / recipe).path
+    return write([onnx_output(plan_of(folder, recipe), folder / recipe)])[0].path
 
 
 def every_logit(engine: Engine, tokens: tuple[int, ...] = TOKENS) -> Logits:
@@ -119,7 +119,7 @@ def test_generation_is_greedy_and_reads_a_prefix_once(exact: ort.OrtEngine, monk
 
 
 def test_matrices_get_their_bits_and_equal_ones_are_stored_once(home: Path) -> None:
-    stored = {tensor.name: tensor.storage.name for tensor in plan_of(home, "q4m").tensors}
+    stored = {tensor.name: tensor.encoding.name for tensor in plan_of(home, "q4m").tensors}
     assert stored == {
         "transformer.wte.weight": "int8 b32",
         "transformer.h.1.attn.c_attn.weight": "int4 b32 zp",
@@ -380,9 +380,9 @@ def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path, monkey
     reference = np.load(source / "reference.npz")
     with exported(source, tmp_path, Path(OPTIMUM_PYTHON)) as export:
         folders = {
-            recipe: write_onnx(
-                plan_export(open_source(source), export, ONNX_RECIPES[recipe], 32), tmp_path / recipe
-            ).path
+            recipe: write(
+                [onnx_output(plan_export(open_source(source), export, ONNX_RECIPES[recipe], 32), tmp_path / recipe)]
+            )[0].path
             for recipe in KL_NATS
         }
     assert not list(tmp_path.glob(".optimum-*"))

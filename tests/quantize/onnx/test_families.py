@@ -18,11 +18,12 @@ from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest
 from medlite.engines.ort import engine as ort
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
+from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES
-from quantize.onnx.write import write_onnx
 from quantize.source.checkpoint import open_checkpoint, read_json_object
-from quantize.stream.writer import Output, write_gguf
+from quantize.stream.writer import write
 
 WITH_TOKENIZER_JSON = [name for name in FAMILIES if name != "llama2_model_only"]
 TRANSFORMERS_TOLERANCE = 4e-5
@@ -40,7 +41,8 @@ def tokens_of(n: int) -> tuple[int, ...]:
 def convert(source: Path, recipe: str = "fp32", device: str = "cpu") -> Path:
     target = source.parent / f"{source.name}-{recipe}-{device}"
     if not target.exists():
-        write_onnx(make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=32, device=device), target)
+        plan = make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=32, device=device)
+        write([onnx_output(plan, target)])
     return target
 
 
@@ -53,7 +55,7 @@ def every_logit(folder: Path, tokens: tuple[int, ...], **options: Any) -> Logits
 def test_logits_equal_llama_cpp_s(family: str, tmp_path: Path) -> None:
     """Two runtimes, two conversions, one set of tables: an error in either would show."""
     source = make_family(family, tmp_path / "m")
-    write_gguf([Output(make_plan(open_checkpoint(source), RECIPES["F32"]), tmp_path / "m.gguf")])
+    write([gguf_output(make_plan(open_checkpoint(source), RECIPES["F32"]), tmp_path / "m.gguf")])
     tokens = tokens_of(N_AGAINST_LLAMA_CPP)
     ours = every_logit(convert(source), tokens)
     theirs = every_logit(tmp_path / "m.gguf", tokens, device="cpu", n_context=len(tokens))

@@ -12,9 +12,13 @@ import pytest
 
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from quantize.families import FAMILIES as TABLE
-from quantize.onnx.plan import OnnxPlan, make_onnx_plan, slabs_of
+from quantize.match import match_checkpoint
+from quantize.onnx.decoder import read_decoder
+from quantize.onnx.folder import OnnxPlan
+from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES, find_onnx_recipe
 from quantize.source.checkpoint import open_checkpoint
+from quantize.stream.slabs import slabs_of
 from tests.helpers.tiny_checkpoint import make_llama
 from tests.helpers.tiny_families import FAMILIES, make_family
 
@@ -56,7 +60,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 def test_golden_plan(tmp_path: Path) -> None:
     plan = plan_of(make_llama(tmp_path / "m"))
-    lines = [f"{tensor.name} {tensor.storage.name}: {tensor.storage.reason}\n" for tensor in plan.tensors]
+    lines = [f"{tensor.name} {tensor.encoding.name}: {tensor.reason}\n" for tensor in plan.tensors]
     assert "".join(lines) == GOLDEN
 
 
@@ -64,7 +68,7 @@ def test_golden_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_plan_for_every_recipe(family: str, recipe: str, tmp_path: Path) -> None:
     plan = plan_of(make_family(family, tmp_path / "m"), recipe)
-    pieces = sorted((piece for tensor in plan.tensors for piece in tensor.pieces), key=lambda piece: piece.offset)
+    pieces = sorted((part for tensor in plan.tensors for part in tensor.parts), key=lambda part: part.offset)
     end = 0
     for piece in pieces:
         assert piece.offset >= end
@@ -73,7 +77,7 @@ def test_every_family_has_a_plan_for_every_recipe(family: str, recipe: str, tmp_
         end = piece.offset + piece.n_bytes
     assert end == plan.n_data_bytes
     covered: dict[int, int] = {}
-    for slab in slabs_of(plan):
+    for slab in slabs_of(plan.tensors):
         assert slab.first_row == covered.get(slab.tensor, 0)
         covered[slab.tensor] = slab.first_row + slab.n_rows
     assert covered == {i: tensor.n_rows for i, tensor in enumerate(plan.tensors)}
@@ -98,7 +102,7 @@ def test_a_family_without_a_graph_is_refused_by_name(tmp_path: Path, monkeypatch
 def test_windows_and_rotary_tables_are_the_config_s(
     family: str, windows: set[int], n_tables: int, tmp_path: Path
 ) -> None:
-    decoder = plan_of(make_family(family, tmp_path / "m")).decoder
+    decoder = read_decoder(match_checkpoint(open_checkpoint(make_family(family, tmp_path / "m"))))
     assert {layer.window for layer in decoder.layers} == windows
     assert len(decoder.tables) == n_tables
     assert bool(decoder.long_rope_from) == (family == "phi3_long")
@@ -107,7 +111,7 @@ def test_windows_and_rotary_tables_are_the_config_s(
 def test_bits_per_weight_counts_scales_and_zero_points(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m")
     q4, q8 = plan_of(folder, "q4"), plan_of(folder, "q8")
-    matrices = sum(t.n_weights for t in q4.tensors if len(t.shape) == 2 and t.cache is None)
+    matrices = sum(t.n_weights for t in q4.tensors if len(t.shape) == 2 and t.is_parameter)
     vectors = q4.n_params - matrices
     assert math.isclose(q4.bits_per_weight * q4.n_params, matrices * (4 + 20 / 32) + vectors * 32, rel_tol=1e-4)
     assert math.isclose(q8.bits_per_weight * q8.n_params, matrices * (8 + 16 / 32) + vectors * 32, rel_tol=1e-4)

@@ -19,13 +19,13 @@ from medlite.files import part_path
 from medlite.formats.artifact import open_artifact
 from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME
 from medlite.formats.receipt import ONNX_RECEIPT_NAME
+from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
-from quantize.onnx.write import OnnxWritten, write_onnx
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.journal import journal_path
-from quantize.stream.writer import WriteSettings
+from quantize.stream.writer import WriteSettings, Written, write
 from tests.helpers.places import ROOT
 
 KILL_AFTER = """
@@ -35,7 +35,8 @@ from quantize.source.checkpoint import open_checkpoint
 from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.stream.writer import WriteSettings
-from quantize.onnx.write import write_onnx
+from quantize.onnx.folder import onnx_output
+from quantize.stream.writer import write
 folder, limit, signal_number = sys.argv[1:]
 seen = 0
 def on_bytes(n):
@@ -44,13 +45,13 @@ def on_bytes(n):
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
 plan = make_onnx_plan(open_checkpoint(Path(folder)), ONNX_RECIPES["q4m"], block=32)
-write_onnx(plan, Path(folder) / "out", WriteSettings(n_threads=2, on_bytes=on_bytes))
+write([onnx_output(plan, Path(folder) / "out")], WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
 
-def convert(folder: Path, recipe: str = "q4m", **settings: object) -> OnnxWritten:
+def convert(folder: Path, recipe: str = "q4m", **settings: object) -> Written:
     plan = make_onnx_plan(open_checkpoint(folder), ONNX_RECIPES[recipe], block=32)
-    return write_onnx(plan, folder / "out", WriteSettings(**settings))  # type: ignore[arg-type]
+    return write([onnx_output(plan, folder / "out")], WriteSettings(**settings))[0]  # type: ignore[arg-type]
 
 
 def run_until_killed(folder: Path, limit: int, signal_number: int = 9) -> int:
@@ -80,10 +81,10 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, signal_nu
     written = convert(folder)
     expected = digests(folder / "out")
     (folder / "out").rename(folder / "whole")
-    assert run_until_killed(folder, int(share * written.plan.n_data_bytes), signal_number) != 0
+    assert run_until_killed(folder, int(share * written.output.files[1].n_bytes), signal_number) != 0
     assert not (folder / "out").exists()
     assert part_path(folder / "out").exists()
-    assert convert(folder).n_resumed_bytes > 0.4 * share * written.plan.n_data_bytes
+    assert convert(folder).n_resumed_bytes > 0.4 * share * written.output.files[1].n_bytes
     assert digests(folder / "out") == expected
     assert not part_path(folder / "out").exists()
     assert not journal_path(folder / "out").exists()
@@ -137,7 +138,7 @@ def test_the_facts_are_the_plan_s(folder: Path) -> None:
     written = convert(folder)
     artifact = open_artifact(written.path)
     assert (artifact.format, artifact.recipe, artifact.n_vocab, artifact.n_context_trained) == ("onnx", "q4m", 512, 512)
-    assert artifact.n_bytes == written.plan.n_bytes
+    assert artifact.n_bytes == written.output.n_bytes
     assert artifact.n_params == sum(value.size for value in llama_tensors(llama_config(num_hidden_layers=6)).values())
     genai = json.loads((written.path / "genai_config.json").read_text())
     assert genai["model"]["type"] == "llama"
@@ -153,7 +154,7 @@ def test_a_sound_folder_is_sound_and_equals_its_source(folder: Path) -> None:
     found = verify_onnx(written.path, against=open_checkpoint(folder))
     assert found.ok
     assert all(one.identical for one in found.comparisons)
-    assert len(found.comparisons) == len(written.plan.tensors)
+    assert len(found.comparisons) == len(written.output.tensors)
 
 
 @pytest.mark.parametrize("name", [DATA_NAME, MODEL_NAME, FACTS_NAME, "tokenizer.json", "genai_config.json"])
@@ -172,9 +173,9 @@ def test_every_changed_byte_is_found(name: str, folder: Path) -> None:
 
 def test_the_changed_tensor_is_named(folder: Path) -> None:
     written = convert(folder)
-    tensor = next(t for t in written.plan.tensors if t.name == "blk.3.attn_q.weight")
+    tensor = next(t for t in written.output.tensors if t.name == "blk.3.attn_q.weight")
     with (written.path / DATA_NAME).open("r+b") as handle:
-        handle.seek(tensor.pieces[1].offset)
+        handle.seek(tensor.parts[1].offset)
         handle.write(np.array([np.nan], np.float16).tobytes())
     problems = verify_onnx(written.path).problems
     assert any("blk.3.attn_q.weight.scales holds NaN" in line for line in problems)

@@ -11,6 +11,7 @@ from medlite.formats.chat_template import ChatTemplate, Message
 from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import (
     NO_TEMPLATE,
@@ -21,7 +22,7 @@ from quantize.source.parity import (
     compile_template,
 )
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
-from quantize.stream.writer import Output, write_gguf
+from quantize.stream.writer import write
 from tests.helpers.tiny_families import FAMILIES, make_family
 
 
@@ -47,7 +48,7 @@ def test_every_family_reads_text_as_its_checkpoint_does(family: str, tmp_path: P
 def test_a_written_artifact_is_checked_as_its_plan_is(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
     plan = make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
-    write_gguf([Output(plan, tmp_path / "m.gguf")])
+    write([gguf_output(plan, tmp_path / "m.gguf")])
     assert check_tokenizer(tmp_path / "m.gguf", SourceFiles(folder)) == check_metadata(
         plan.metadata, SourceFiles(folder)
     )

@@ -14,8 +14,9 @@ import pytest
 from medlite.errors import CheckpointError, MissingExtraError
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
+from quantize.gguf.write import gguf_output
 from quantize.source.checkpoint import open_checkpoint
-from quantize.stream.writer import Output, write_gguf
+from quantize.stream.writer import write
 from tests.helpers.gguf_compare import assert_equal_tensors
 from tests.helpers.tiny_families import make_family
 
@@ -53,7 +54,7 @@ def to_bin(folder: Path, n_shards: int = 1, **options: Any) -> dict[str, Any]:
 
 
 def convert(folder: Path, target: Path) -> None:
-    write_gguf([Output(make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"]), target)])
+    write([gguf_output(make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"]), target)])
 
 
 @with_torch

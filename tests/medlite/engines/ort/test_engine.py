@@ -27,10 +27,11 @@ from medlite.engines.ort import engine as ort  # noqa: E402
 from medlite.engines.ort import session as ort_session  # noqa: E402
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MemoryShortError, MissingExtraError  # noqa: E402
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, read_onnx_facts  # noqa: E402
+from quantize.onnx.folder import onnx_output  # noqa: E402
 from quantize.onnx.plan import make_onnx_plan  # noqa: E402
 from quantize.onnx.recipes import ONNX_RECIPES  # noqa: E402
-from quantize.onnx.write import write_onnx  # noqa: E402
 from quantize.source.checkpoint import open_checkpoint  # noqa: E402
+from quantize.stream.writer import write  # noqa: E402
 from tests.helpers.places import ROOT  # noqa: E402
 
 # Logits are of order 1 to 4. In float32 only the order of sums differs between runs of other shapes. MatMulNBits rounds
@@ -40,7 +41,8 @@ N_CONTEXT = 512
 
 
 def convert(source: Path, target: Path, recipe: str = "q4m", device: str = "cpu") -> Path:
-    write_onnx(make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=32, device=device), target)
+    plan = make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=32, device=device)
+    write([onnx_output(plan, target)])
     return target
 
 
