@@ -17,7 +17,15 @@ HISTORY = {ROOT / "CHANGELOG.md", *(ROOT / "docs" / "decisions").glob("*.md")}
 RUN = re.compile(r"python3? -m ((?:medlite|quantize|bench|tests)(?:\.\w+)*)[^.\w]")
 PYTEST = re.compile(r"pytest ([^`|\n]*)")
 PATH = re.compile(r"`((?:medlite|quantize|bench|tests|docs)/[\w./-]*)`")
+FILE = re.compile(r"`([\w/]+\.(?:py|cc|h|toml))`")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)")
+
+
+# From the root of the repository, with a "/" before.
+FILES = [
+    f"/{path.relative_to(ROOT).as_posix()}" for name in (*PACKAGES, "tests") for path in (ROOT / name).rglob("*.*")
+]
+FILES += [f"/{path.name}" for path in ROOT.glob("*.*")]
 
 
 def absent_links(text: str, folder: Path) -> list[str]:
@@ -36,6 +44,7 @@ def absent_names(text: str) -> list[str]:
             if not (ROOT / f"{name}.py").exists() and not (ROOT / name / "__main__.py").exists()
         ),
         *(name for name in [*tests, *PATH.findall(text)] if not (ROOT / name).exists()),
+        *(name for name in FILE.findall(text) if not any(path.endswith(f"/{name}") for path in FILES)),
     ]
 
 
@@ -51,7 +60,8 @@ def test_what_is_absent_is_found() -> None:
     for text in (
         "run `python -m tests.measure.absent FOLDER`",
         "`MEDLITE_X=1 pytest -m slow tests/absent.py -k name`",
-        "one row in `quantize/absent.py`",
+        "one row in `quantize/absent/`",
+        "`absent.py` writes",
     ):
         assert len(absent_names(text)) == 1, text
 
