@@ -15,7 +15,7 @@ from typing import Any
 from bench.score.scoring import log_softmax
 from bench.settings import CONTEXT_TOKENS
 from medlite.engines import open_engine
-from medlite.engines.engine import Engine, GenerationSettings, LogitsRequest
+from medlite.engines.engine import GenerationSettings, LogitsEngine, LogitsRequest, OpenSettings
 from medlite.errors import MissingExtraError
 
 MAX_REPLY_TOKENS = 256  # as HFLM.max_gen_toks
@@ -23,7 +23,7 @@ N_GROUP = 256  # requests that the engine gets in one call
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
-def score_pairs(engine: Engine, pairs: Sequence[Pair]) -> Iterator[tuple[float, bool]]:
+def score_pairs(engine: LogitsEngine, pairs: Sequence[Pair]) -> Iterator[tuple[float, bool]]:
     """Log-probability in nats of each continuation after its context, and whether it is the greedy one.
 
     pairs: (context tokens, continuation tokens), both of at least one token.
@@ -49,7 +49,7 @@ def cut(pair: Pair, n_context: int) -> Pair:
     return (context[min(max(excess, 0), len(context) - 1) :], continuation)
 
 
-def generate_text(engine: Engine, context: str, settings: dict[str, Any]) -> str:
+def generate_text(engine: LogitsEngine, context: str, settings: dict[str, Any]) -> str:
     """The reply to `context` under the harness's generation settings."""
     until = settings.get("until") or []
     n_tokens = int(settings.get("max_gen_toks", MAX_REPLY_TOKENS))
@@ -84,13 +84,8 @@ def model_class() -> type:
             **_: object,
         ) -> None:
             super().__init__()
-            self.engine = open_engine(
-                Path(artifact),
-                engine=engine,
-                device=device or "auto",
-                n_context=int(n_context),
-                n_threads=int(n_threads) or None,
-            )
+            settings = OpenSettings(device or "auto", int(n_context), int(n_threads) or None)
+            self.engine = open_engine(Path(artifact), settings, engine=engine)
 
         @property
         def eot_token_id(self) -> int:

@@ -13,11 +13,12 @@ from medlite.version import __version__
 if TYPE_CHECKING:
     from medlite.chat import load
     from medlite.engines import open_engine
+    from medlite.engines.engine import OpenSettings
 
-__all__ = ["__version__", "load", "open_engine"]
+__all__ = ["OpenSettings", "__version__", "load", "open_engine"]
 
 # name -> the module that has it, imported when the name is first used: every `import medlite.x` runs this file.
-_LAZY = {"load": "medlite.chat", "open_engine": "medlite.engines"}
+_LAZY = {"OpenSettings": "medlite.engines.engine", "load": "medlite.chat", "open_engine": "medlite.engines"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from tests.helpers.places import ROOT
 
 # A function never bears the name of a package inside: Python binds both to one attribute.
 SURFACES = {
-    "medlite": {"__version__", "load", "open_engine"},
+    "medlite": {"OpenSettings", "__version__", "load", "open_engine"},
     "bench": {"compare_records", "read_record", "run_task", "write_report"},
 }
 

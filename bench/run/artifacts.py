@@ -11,7 +11,7 @@ from typing import Any
 from bench.ask.chat_protocol import TemplateSource, template_of_header
 from bench.run import memory
 from bench.run.record import ArtifactFacts
-from medlite.engines.server.engine import OpenAIEngine
+from medlite.engines.engine import ServedModel
 from medlite.errors import ArtifactError, TaskError
 from medlite.files import file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
@@ -97,30 +97,29 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
     )
 
 
-def facts_of_server(engine: OpenAIEngine) -> ArtifactFacts:
+def facts_of_server(served: ServedModel) -> ArtifactFacts:
     """What is known of the model: its weights are out of reach, so no hash, and sizes only where the server says."""
-    facts = engine.facts
-    bits = 8 * facts.n_bytes / facts.n_params if facts.n_params else 0.0
+    bits = 8 * served.n_bytes / served.n_params if served.n_params else 0.0
     return ArtifactFacts(
-        file_name=PurePosixPath(facts.model).name,
+        file_name=PurePosixPath(served.name).name,
         sha256="",
         format="server",
-        model_name=facts.model,
-        recipe=facts.recipe or "unknown",
-        n_params=facts.n_params,
-        n_bytes=facts.n_bytes,
+        model_name=served.name,
+        recipe=served.recipe or "unknown",
+        n_params=served.n_params,
+        n_bytes=served.n_bytes,
         bits_per_weight=bits,
     )
 
 
-def template_of_server(engine: OpenAIEngine) -> TemplateSource:
+def template_of_server(served: ServedModel) -> TemplateSource:
     """The model's chat template. Raises TaskError unless the server tells it (llama-server does)."""
-    if not engine.facts.chat_template:
+    if not served.chat_template:
         raise TaskError(
-            f"{engine.facts.dialect} does not tell the model's chat template, the chat protocol needs it",
+            f"{served.server} does not tell the model's chat template, the chat protocol needs it",
             hint="--protocol letters",
         )
-    return TemplateSource(engine.facts.chat_template, engine.facts.special_tokens)
+    return TemplateSource(served.chat_template, served.special_tokens)
 
 
 def source_of(path: Path) -> str:

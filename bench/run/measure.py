@@ -24,8 +24,7 @@ from bench.score.scoring import ScoredSample, score_samples
 from bench.score.server import score_on_server
 from bench.settings import RunSettings
 from medlite.devices import process_memory
-from medlite.engines.engine import Engine, EngineInfo
-from medlite.engines.server.engine import OpenAIEngine
+from medlite.engines.engine import AnswersEngine, EngineInfo, LogitsEngine
 from medlite.errors import TaskError
 from medlite.version import __version__
 
@@ -114,7 +113,7 @@ class Output:
 
 
 def measure(
-    engine: Engine,
+    engine: LogitsEngine | AnswersEngine,
     subject: Subject,
     questions: Questions,
     settings: RunSettings,
@@ -135,7 +134,7 @@ def measure(
         samples = list(writer.done)
         left = questions.items[len(samples) :]
         performance = Performance(load_seconds=engine.info.load_seconds, kv_cache_bytes=subject.kv_cache_bytes)
-        if settings.measure_speed:
+        if settings.measure_speed and isinstance(engine, LogitsEngine):
             report(Progress("speed", 0, 1))
             speed = measure_speed(engine)
             performance = replace(
@@ -174,9 +173,11 @@ def measure(
     return replace(record, samples=tuple(samples), performance=performance, complete=True)
 
 
-def score(engine: Engine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings) -> Iterator[ScoredSample]:
+def score(
+    engine: LogitsEngine | AnswersEngine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings
+) -> Iterator[ScoredSample]:
     """Scored samples, one call of the engine a group of questions."""
-    if isinstance(engine, OpenAIEngine):
+    if isinstance(engine, AnswersEngine):
         for start in range(0, len(items), settings.n_group or len(items) or 1):
             yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medlite.engines.engine import Engine, GenerationSettings, LogitsRequest
+from medlite.engines.engine import GenerationSettings, LogitsEngine, LogitsRequest
 
 PREFILL_TOKENS = 512  # as llama-bench's pp512
 DECODE_TOKENS = 64
@@ -26,7 +26,7 @@ class Speed:
     n_decoded: int
 
 
-def measure_speed(engine: Engine, *, seed: int = 0) -> Speed:
+def measure_speed(engine: LogitsEngine, *, seed: int = 0) -> Speed:
     """Speed of one sequence. decode is 0 if the model ended every reply before its second token.
 
     Prefill: n_prompt_tokens / seconds until the last position's logits are there. Decode: (n - 1) / seconds between
@@ -58,7 +58,7 @@ def measure_speed(engine: Engine, *, seed: int = 0) -> Speed:
     return Speed(n_prompt / statistics.median(seconds), gaps / decoding if gaps else 0.0, first, n_prompt, gaps)
 
 
-def _token_times(engine: Engine, prompt: tuple[int, ...]) -> list[float]:
+def _token_times(engine: LogitsEngine, prompt: tuple[int, ...]) -> list[float]:
     """The start, then the time of each generated token, in seconds."""
     times = [time.perf_counter()]
     for _ in engine.generate(prompt, GenerationSettings(max_tokens=DECODE_TOKENS, temperature=0.0)):

@@ -12,16 +12,13 @@ from bench.run.meters import Meters
 from bench.run.run import RunRequest
 from bench.settings import CONTEXT_TOKENS, RunSettings
 from bench.tasks import fetch, find_task
-from medlite.engines.engine import Engine
-from medlite.engines.server.engine import OpenAIEngine, open_openai
-from medlite.engines.server.http import parse_address
-from medlite.errors import ServerError
-from medlite.models.hub import is_offline
+from medlite.engines import open_engine, open_server
+from medlite.engines.engine import LogitsEngine, OpenSettings
 
-OpenEngine = Callable[[Path, RunSettings], Engine]
+OpenEngine = Callable[[Path, RunSettings], LogitsEngine]
 
 
-def carry_out(open_engine: OpenEngine, request: RunRequest, reporter: Reporter) -> None:
+def carry_out(opener: OpenEngine, request: RunRequest, reporter: Reporter) -> None:
     """Ask the questions and write the record to request.out."""
     assert request.out is not None
     settings, data = request.settings, request.data
@@ -31,11 +28,13 @@ def carry_out(open_engine: OpenEngine, request: RunRequest, reporter: Reporter) 
         task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size
     output = Output(request.out, resume=request.resume, force=request.force)
     if settings.url:
-        with closing(open_server(settings)) as server:
-            template = artifacts.template_of_server(server) if settings.protocol == "chat" else None
+        exact = settings.max_tokens == 0
+        with closing(open_server(settings.url, model=settings.server_model, exact=exact)) as server:
+            template = artifacts.template_of_server(server.served) if settings.protocol == "chat" else None
             questions = prepare(task, samples, shots, settings, template)
             settings = replace(settings, n_context=server.info.n_context, measure_speed=False)
-            measure(server, Subject(artifacts.facts_of_server(server), None), questions, settings, output, reporter)
+            subject = Subject(artifacts.facts_of_server(server.served), None)
+            measure(server, subject, questions, settings, output, reporter)
         return
     measured = artifacts.look_at(request.artifact)
     questions = prepare(task, samples, shots, settings, artifacts.template_of(measured))
@@ -44,7 +43,7 @@ def carry_out(open_engine: OpenEngine, request: RunRequest, reporter: Reporter) 
         settings = replace(settings, n_context=min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
     reporter(Progress("load", 0, measured.n_bytes))
     with Meters() as meters:
-        engine = open_engine(measured.path, settings)
+        engine = opener(measured.path, settings)
         try:
             reporter(Progress("load", measured.n_bytes, measured.n_bytes))
             kv_cache = memory.allocated_kv_bytes(engine.info) or measured.kv_cache_bytes(engine.info.n_context)
@@ -53,43 +52,17 @@ def carry_out(open_engine: OpenEngine, request: RunRequest, reporter: Reporter) 
             engine.close()
 
 
-def open_server(settings: RunSettings) -> OpenAIEngine:
-    """The server that the settings name. Raises ServerError for another machine where the user forbade the network."""
-    address = parse_address(settings.url)
-    if is_offline() and not address.is_this_machine:
-        raise ServerError(
-            f"{address.text} is another machine, and --offline or HF_HUB_OFFLINE forbids the network",
-            hint="a server on localhost may be asked",
-        )
-    return open_openai(address, model=settings.server_model, full=settings.max_tokens == 0)
-
-
-def open_real_engine(path: Path, settings: RunSettings) -> Engine:
+def open_real_engine(path: Path, settings: RunSettings) -> LogitsEngine:
     """The engine that users run, on the device they asked for."""
-    from medlite.engines import open_engine
-
-    if settings.engine == "torch":
-        from medlite.engines.torch import open_torch_reference
-
-        return open_torch_reference(
-            path,
-            device=settings.device,
-            n_context=settings.n_context,
-            n_threads=settings.n_threads or None,
-            dtype=settings.dtype,
-        )
-    return open_engine(
-        path,
-        engine=settings.engine,
-        device=settings.device,
-        n_context=settings.n_context,
-        n_threads=settings.n_threads or None,
+    chosen = OpenSettings(
+        device=settings.device, n_context=settings.n_context, n_threads=settings.n_threads or None, dtype=settings.dtype
     )
+    return open_engine(path, chosen, engine=settings.engine)
 
 
-def main(open_engine: OpenEngine = open_real_engine) -> None:
+def main(opener: OpenEngine = open_real_engine) -> None:
     """Answer the parent."""
-    answer_parent(RunRequest, lambda request, reporter: carry_out(open_engine, request, reporter))
+    answer_parent(RunRequest, lambda request, reporter: carry_out(opener, request, reporter))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bench.ask.question import Prompt, Sample
 from bench.score.distributions import Distribution, compact
 from bench.settings import MAX_TOKENS
-from medlite.engines.engine import Engine, Logits, LogitsRequest
+from medlite.engines.engine import Logits, LogitsEngine, LogitsRequest
 from medlite.errors import EngineError
 
 Tokens = tuple[int, ...]
@@ -147,7 +147,7 @@ def predict(log_probabilities: Sequence[float], lengths: Sequence[int]) -> int:
 
 
 def score_samples(
-    engine: Engine, items: Sequence[tuple[Sample, Prompt]], *, max_tokens: int = MAX_TOKENS
+    engine: LogitsEngine, items: Sequence[tuple[Sample, Prompt]], *, max_tokens: int = MAX_TOKENS
 ) -> Iterator[ScoredSample]:
     """One scored sample for each item, in order. max_tokens: see `distributions.compact`.
 

@@ -11,13 +11,13 @@ from bench.ask.question import Prompt, Sample
 from bench.score.chat import score_chat
 from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, encode, predict, score_samples, unanswered
 from bench.settings import RunSettings
-from medlite.engines.server.engine import OpenAIEngine
+from medlite.engines.engine import AnswersEngine, LogitsEngine
 from medlite.errors import ContextError, RefusedError
 
 Item = tuple[Sample, Prompt]
 
 
-def score_on_server(engine: OpenAIEngine, items: Sequence[Item], settings: RunSettings) -> Iterator[ScoredSample]:
+def score_on_server(engine: AnswersEngine, items: Sequence[Item], settings: RunSettings) -> Iterator[ScoredSample]:
     """One scored sample an item, in order, settings.n_parallel at once."""
     with ThreadPoolExecutor(max_workers=settings.n_parallel) as pool:
         try:
@@ -26,15 +26,15 @@ def score_on_server(engine: OpenAIEngine, items: Sequence[Item], settings: RunSe
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def score_one(engine: OpenAIEngine, item: Item, settings: RunSettings) -> ScoredSample:
+def score_one(engine: AnswersEngine, item: Item, settings: RunSettings) -> ScoredSample:
     """One scored sample: failed where the server refuses or does not tell, truncated where the prompt is too long."""
     sample, prompt = item
     try:
         if settings.protocol == "chat":
             return next(score_chat(engine, [item], reply_tokens=settings.reply_tokens))
-        if engine.facts.full:
+        if isinstance(engine, LogitsEngine):
             return next(score_samples(engine, [item], max_tokens=settings.max_tokens))
-        if not engine.facts.tokenizer:
+        if not engine.has_tokenizer:
             sums, n_tokens = engine.text_log_probabilities(prompt.context, prompt.continuations)
         else:
             encoded = encode(engine.tokenize, prompt)

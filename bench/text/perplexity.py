@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bench.intervals import Interval, bootstrap_mean
 from bench.run.record import ArtifactFacts
 from bench.score.scoring import log_softmax
-from medlite.engines.engine import Engine, LogitsRequest
+from medlite.engines.engine import LogitsEngine, LogitsRequest
 from medlite.errors import RecordError, TaskError
 
 N_CONTEXT = 512  # llama-perplexity's default, and that of published tables
@@ -95,7 +95,7 @@ def read_text(path: Path) -> tuple[str, str]:
         raise TaskError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def chunks(engine: Engine, text: str, n_context: int) -> Chunks:
+def chunks(engine: LogitsEngine, text: str, n_context: int) -> Chunks:
     """The text's tokens in chunks of n_context. Raises TaskError if there are fewer than two."""
     tokens = engine.tokenize(text)
     first = engine.tokenize("")[:1]  # the token that begins a text, where the model has one
@@ -107,7 +107,7 @@ def chunks(engine: Engine, text: str, n_context: int) -> Chunks:
     return Chunks(n_context, found)
 
 
-def scored_blocks(engine: Engine, cut: Chunks) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+def scored_blocks(engine: LogitsEngine, cut: Chunks) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
     """Log-probabilities at the scored tokens, (n, n_vocab) nats, and these tokens (n,), at most BLOCK_ROWS at once.
 
     cut.blocks_per_chunk of them make up a chunk.

@@ -1,12 +1,12 @@
 """Talking with an artifact: templates, conversations, and a loaded model for callers in Python."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medlite.chat.conversation import Conversation
 from medlite.engines import open_engine
-from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings
+from medlite.engines.engine import Engine, GeneratedToken, GenerationSettings, OnLoad, OpenSettings
 from medlite.formats.artifact import Artifact, describe, describe_onnx
 from medlite.formats.chat_template import ChatTemplate
 from medlite.formats.gguf import read_header
@@ -67,9 +67,9 @@ def load(
     n_threads: int | None = None,
     kv_type: str = "f16",
     prompt_format: str = "",
-    on_progress: Callable[[float], None] | None = None,
+    on_progress: OnLoad | None = None,
 ) -> LoadedModel:
-    """The model named or stored at `model`, ready to answer. Options as in `engines.open_engine`.
+    """The model named or stored at `model`, ready to answer. Options as in `engines.engine.OpenSettings`.
 
     prompt_format: a row of `catalog.PROMPT_FORMATS` instead of the file's own template.
     """
@@ -81,9 +81,7 @@ def load(
         header = read_header(path)
         artifact, prompting = describe(path, header), gguf_prompting(path, header, prompt_format)
         del header  # a large vocabulary takes 100 MB of Python strings
-    engine = open_engine(
-        path, device=device, n_context=n_context, n_threads=n_threads, kv_type=kv_type, on_progress=on_progress
-    )
+    engine = open_engine(path, OpenSettings(device, n_context, n_threads, kv_type), on_progress=on_progress)
     if path.parent == demo_artifact().parent:  # the file says checkpoint, which is what its folder is called
         artifact = replace(artifact, name=DEMO_NAME)
     note = prompting.note or missing_marks(engine, prompting.template)

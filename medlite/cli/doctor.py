@@ -35,19 +35,6 @@ SHOWN_FEATURES = {
 # fmt: on
 SHOWN_PACKAGES = ("llama-cpp-python", "gguf", "numpy", "tokenizers", "huggingface-hub", "onnxruntime", "torch")
 
-# Engine -> (what is run in a process of its own and prints one JSON object; the extra that brings it, or "").
-# fmt: off
-PROBES: dict[str, tuple[str, str]] = {
-    "llamacpp": ("import json; from medlite import native as n; n.library(); "
-                 "print(json.dumps({'version': n.runtime_version(), 'gpu': n.gpu_build()}))", ""),
-    "ort": ("import json, os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime as o; "
-            "print(json.dumps({'version': 'onnxruntime ' + o.__version__, "
-            "'gpu': 'CUDAExecutionProvider' in o.get_available_providers()}))", "onnx"),
-    "torch": ("import json, torch, transformers; print(json.dumps({'version': 'torch ' + torch.__version__, "
-              "'gpu': torch.cuda.is_available()}))", "torch"),
-}
-# fmt: on
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -131,10 +118,12 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> None:
 
 def findings(machine: Machine) -> Iterator[Finding]:
     """Everything there is to say of `machine` and of what is installed here, as it is found out."""
+    from medlite.engines import ENGINES
+
     yield from machine_findings(machine)
     yield from disk_findings()
     probes = {}
-    for engine in PROBES:
+    for engine in ENGINES:
         probes[engine] = probe_engine(engine)
         yield engine_finding(engine, probes[engine])
     yield from gpu_findings(machine.gpus, probes["llamacpp"])
@@ -211,7 +200,9 @@ def versions() -> list[str]:
 
 def probe_engine(engine: str) -> Probe:
     """What happens when an engine is imported in a process of its own."""
-    return run_probe(PROBES[engine][0])
+    from medlite.engines import ENGINES
+
+    return run_probe(f"import json; from {ENGINES[engine].module} import probe; print(json.dumps(probe()))")
 
 
 def run_probe(code: str) -> Probe:
@@ -241,9 +232,10 @@ def run_probe(code: str) -> Probe:
 
 def engine_finding(engine: str, probe: Probe) -> Finding:
     """Whether an engine loads; for one that is missing, what brings it."""
+    from medlite.engines import ENGINES
     from medlite.native import requirement
 
-    extra = PROBES[engine][1]
+    extra = ENGINES[engine].extra
     install = f"pip install 'medlite[{extra}]'" if extra else f"pip install {requirement()}"
     if probe.version:
         return Finding(GOOD, engine, f"{probe.version} loads{', with GPU support' if probe.gpu else ''}")

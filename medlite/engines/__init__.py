@@ -1,43 +1,87 @@
-"""Runtimes behind one protocol (`engine.Engine`). To add one: a file beside this one and a row in ENGINES."""
+"""Runtimes behind the protocols of `engine.py`. To add one: a file next to this one and a row in ENGINES."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from medlite.engines.engine import Engine
-from medlite.errors import EngineError
-from medlite.formats.onnx_folder import is_onnx_folder
+from medlite.engines.engine import AnswersEngine, LogitsEngine, OnLoad, OpenSettings
+from medlite.errors import EngineError, ServerError
+from medlite.formats.artifact import artifact_format
+from medlite.models.hub import is_offline
 
-# name -> (module, function that opens an artifact). A table of names, so that no runtime is imported before its use.
-ENGINES: dict[str, tuple[str, str]] = {
-    "llamacpp": ("medlite.engines.llamacpp.engine", "open_llamacpp"),
-    "ort": ("medlite.engines.ort.engine", "open_ort"),
-    "torch": ("medlite.engines.torch", "open_torch_reference"),
+
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine by name, so that no runtime is imported before its use.
+
+    module: has the function `opener` and, of an engine that runs here, `probe`, which imports the runtime and returns
+    its version and whether it can use a GPU. opens: the format that it runs. extra: of medlite, which brings the
+    runtime; empty if it always comes along. refuses: settings that it cannot take, and why.
+    """
+
+    module: str
+    opener: str
+    opens: str
+    extra: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self, *arguments: Any) -> Any:
+        """What the opener returns for `arguments`."""
+        return getattr(importlib.import_module(self.module), self.opener)(*arguments)
+
+
+# opener(path, OpenSettings, OnLoad | None) -> LogitsEngine
+ENGINES: dict[str, EngineRow] = {
+    "llamacpp": EngineRow(
+        "medlite.engines.llamacpp.engine",
+        "open_llamacpp",
+        opens="gguf",
+        refuses={"dtype": "a GGUF file fixes the types of its weights"},
+    ),
+    "ort": EngineRow(
+        "medlite.engines.ort.engine",
+        "open_ort",
+        opens="onnx",
+        extra="onnx",
+        refuses={
+            "kv_type": "an ONNX graph fixes the type of its cache",
+            "dtype": "an ONNX graph fixes the types of its weights",
+        },
+    ),
+    "torch": EngineRow(
+        "medlite.engines.torch",
+        "open_torch_reference",
+        opens="checkpoint",
+        extra="torch",
+        refuses={
+            "kv_type": "Transformers keeps its cache in the type of the weights",
+            "n_batch": "Transformers reads a prompt at once",
+        },
+    ),
 }
-ALIASES = {"onnx": "ort"}  # what users also say
 # The same for a model behind a server, which has an address instead of a path.
-SERVER_ENGINES: dict[str, tuple[str, str]] = {"openai": ("medlite.engines.server.engine", "open_openai")}
+# opener(Address, model, exact) -> AnswersEngine
+SERVER_ENGINES: dict[str, EngineRow] = {
+    "openai": EngineRow("medlite.engines.server.engine", "open_openai", opens="server")
+}
 
 
 def open_engine(
     artifact_path: Path | str,
+    settings: OpenSettings | None = None,
     *,
     engine: str = "",
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    on_progress: Callable[[float], None] | None = None,
-) -> Engine:
+    on_progress: OnLoad | None = None,
+) -> LogitsEngine:
     """The artifact at `artifact_path`, loaded and ready; close it after use.
 
-    engine: a key of ENGINES; empty for the one that runs the artifact's format. device: auto, cpu or cuda. n_context
-    None: from the model's training and the free memory. n_threads None: one
-    per physical core. on_progress hears the loaded share, 0 to 1.
+    engine: a key of ENGINES; empty for the one that runs the artifact's format.
     Raises EngineError (DeviceError, MemoryShortError) with the runtime's reason, ArtifactError for a damaged file.
     """
-    engine = ALIASES.get(engine, engine) or ("ort" if is_onnx_folder(Path(artifact_path)) else "llamacpp")
+    path, settings = Path(artifact_path), settings or OpenSettings()
+    engine = engine or engine_for(artifact_format(path))
     if engine in SERVER_ENGINES:
         raise EngineError(
             f"the {engine} engine asks a server and opens no file",
@@ -45,13 +89,33 @@ def open_engine(
         )
     if engine not in ENGINES:
         raise EngineError(f"unknown engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
-    module, function = ENGINES[engine]
-    opener = cast(Callable[..., Engine], getattr(importlib.import_module(module), function))
-    return opener(
-        Path(artifact_path),
-        device=device,
-        n_context=n_context,
-        n_threads=n_threads,
-        kv_type=kv_type,
-        on_progress=on_progress,
-    )
+    row = ENGINES[engine]
+    for one in fields(settings):
+        if one.name in row.refuses and getattr(settings, one.name) != one.default:
+            option = f"--{one.name.replace('_', '-')} {getattr(settings, one.name)}"
+            raise EngineError(f"{option}: {row.refuses[one.name]}", hint="leave it out")
+    opened: LogitsEngine = row.open(path, settings, on_progress)
+    return opened
+
+
+def engine_for(artifact_format: str) -> str:
+    """The engine that runs a format: "gguf" or "onnx"."""
+    return next(name for name, row in ENGINES.items() if row.opens == artifact_format)
+
+
+def open_server(url: str, *, engine: str = "openai", model: str = "", exact: bool = False) -> AnswersEngine:
+    """The model behind the server at `url`. exact: whole distributions, so that it is a LogitsEngine too.
+
+    Raises ServerError if it cannot be reached, has no such model or does not return what is needed; and for another
+    machine where the user forbade the network.
+    """
+    from medlite.engines.server.http import parse_address
+
+    address = parse_address(url)
+    if is_offline() and not address.is_this_machine:
+        raise ServerError(
+            f"{address.text} is another machine, and --offline or HF_HUB_OFFLINE forbids the network",
+            hint="a server on localhost may be asked",
+        )
+    opened: AnswersEngine = SERVER_ENGINES[engine].open(address, model, exact)
+    return opened

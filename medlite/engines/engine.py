@@ -1,7 +1,8 @@
-"""What a runtime must offer: tokens, logits at chosen positions of many sequences, and a streamed generation.
+"""What a runtime must offer: text to tokens and back, a streamed generation, and either logits or answers.
 
-An engine is a plain object that satisfies `Engine`; nothing inherits from it. Scoring never happens inside an
-engine: it returns raw logits, and `bench.score.scoring` turns them into log-probabilities for every engine alike.
+An engine is a plain object that satisfies one of two protocols; nothing inherits from them. What runs here is a
+`LogitsEngine`: it gives raw logits, and `bench.score.scoring` turns them into log-probabilities for all of them alike.
+A server may return no logits but the log-probabilities of given answers: it is an `AnswersEngine`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,39 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from medlite.devices import DEVICES
+from medlite.errors import DeviceError, EngineError
+
+N_BATCH = 512  # tokens of one decode; llama-bench's n_ubatch
 Logits = NDArray[np.float32]
 # Hears how many of a prompt's new tokens are read, and how many there are: (0, n) first, then after each batch.
 OnPrompt = Callable[[int, int], None]
+OnLoad = Callable[[float], None]  # hears the loaded share, 0 to 1
+
+
+@dataclass(frozen=True)
+class OpenSettings:
+    """How an artifact is opened. Raises EngineError or DeviceError for a value that no engine takes.
+
+    n_context None: from the model's training and the free memory. n_threads None: one per physical core. kv_type: of
+    the llama.cpp engine's cache. dtype: of the torch engine's weights; empty for float32 on CPU and the checkpoint's
+    own on CUDA. n_batch: tokens of one decode, which bounds its scratch memory.
+    """
+
+    device: str = "auto"
+    n_context: int | None = None
+    n_threads: int | None = None
+    kv_type: str = "f16"
+    dtype: str = ""
+    n_batch: int = N_BATCH
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise DeviceError(f"unknown device {self.device!r}", hint=f"one of {', '.join(DEVICES)}")
+        if self.n_batch < 1:
+            raise EngineError(f"batches of {self.n_batch} tokens")
+        if self.n_threads is not None and self.n_threads < 1:
+            raise EngineError(f"{self.n_threads} threads", hint="--threads takes a positive number")
 
 
 @dataclass(frozen=True)
@@ -54,6 +85,7 @@ class GenerationSettings:
 
     grammar: what the whole reply must follow, from `gbnf.lark_from_gbnf` or `json_schema.lark_from_json_schema`;
     None leaves it free.
+    ignore_end: write on past the tokens that end a turn, for measurements of max_tokens tokens.
     """
 
     max_tokens: int = 512
@@ -65,6 +97,7 @@ class GenerationSettings:
     seed: int = 0
     stop: tuple[str, ...] = ()
     grammar: str | None = None
+    ignore_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +114,7 @@ class GeneratedToken:
 
 
 class Engine(Protocol):
-    """A loaded artifact. Calls are serialised by the engine; `close` frees its memory and may be called twice."""
+    """What every engine offers. `close` frees its memory and may be called twice."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -92,14 +125,6 @@ class Engine(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of `tokens`, without control tokens' text."""
-        ...
-
-    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        """Raw next-token logits, one array (len(positions), n_vocab) per request, in the order of `requests`.
-
-        Prefixes that requests share are computed once. Raises ContextError before any work if a request is
-        longer than n_context.
-        """
         ...
 
     def generate(
@@ -113,6 +138,56 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class LogitsEngine(Engine, Protocol):
+    """What gives logits. Calls are serialised by the engine: other threads wait for the one that holds it."""
+
+    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+        """Raw next-token logits, one array (len(positions), n_vocab) per request, in the order of `requests`.
+
+        Prefixes that requests share are computed once. Raises ContextError before any work if a request is
+        longer than n_context.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server says of its model; 0 or empty where it does not say. server: what kind of server it is."""
+
+    name: str
+    server: str
+    n_params: int = 0
+    n_bytes: int = 0
+    recipe: str = ""
+    chat_template: str = ""
+    special_tokens: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class AnswersEngine(Engine, Protocol):
+    """What gives the log-probabilities of given answers, in nats. May be called from several threads at once.
+
+    One that returns whole distributions is a `LogitsEngine` too.
+    """
+
+    @property
+    def served(self) -> ServedModel: ...
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenize` works and `log_probabilities` may be asked; else only texts are compared."""
+        ...
+
+    def log_probabilities(self, context: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """Of each continuation, the sum over its tokens. Raises RefusedError if one of them is not told."""
+        ...
+
+    def text_log_probabilities(self, context: str, continuations: Sequence[str]) -> tuple[list[float], int]:
+        """The same from texts, and how many tokens the context has."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from medlite.engines.engine import GeneratedToken
+from medlite.engines.engine import GeneratedToken, GenerationSettings
 from medlite.engines.text_stream import TextStream
 
 
@@ -11,15 +11,16 @@ class Reply:
 
     def __init__(
         self,
+        settings: GenerationSettings,
         n_left: int,
-        stop: tuple[str, ...],
         piece: Callable[[int], bytes],
         is_end: Callable[[int], bool],
         cancelled: Callable[[], bool],
     ) -> None:
         self.n_left = n_left
-        self._stream = TextStream(stop)
-        self._piece, self._is_end, self._cancelled = piece, is_end, cancelled
+        self._stream = TextStream(settings.stop)
+        self._piece, self._cancelled = piece, cancelled
+        self._is_end = is_end if not settings.ignore_end else lambda _token: False
 
     def step(self, token: int, log_probability: float) -> GeneratedToken:
         """The next step; the last one carries `finish`."""

@@ -6,14 +6,23 @@ conversion costs. Several GPUs share a model that one cannot hold (needs acceler
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medlite.devices import cpu_name
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.engine import (
+    EngineInfo,
+    GeneratedToken,
+    GenerationSettings,
+    Logits,
+    LogitsRequest,
+    OnLoad,
+    OnPrompt,
+    OpenSettings,
+)
 from medlite.engines.requests import refuse_grammar
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.engines.text_stream import TextStream
@@ -215,26 +224,14 @@ def batches(window: Sequence[LogitsRequest], n_shared: int, n_vocab: int) -> lis
     return found
 
 
-def open_torch_reference(
-    path: Path,
-    *,
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    on_progress: Callable[[float], None] | None = None,
-    dtype: str = "",
-) -> TorchReferenceEngine:
-    """The checkpoint folder at `path` in Transformers. dtype: float32 on CPU and the checkpoint's own on CUDA if empty.
-
-    kv_type is that of llama.cpp and not used. Raises MissingExtraError without torch and transformers.
-    """
+def open_torch_reference(path: Path, settings: OpenSettings, on_progress: OnLoad | None = None) -> TorchReferenceEngine:
+    """The checkpoint folder at `path` in Transformers. Raises MissingExtraError without torch and transformers."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "torch") from error
-    del kv_type
+    device, dtype = settings.device, settings.dtype
     if not (path / "config.json").is_file():
         raise ArtifactError(f"{path}: no config.json, a checkpoint folder was needed")
     if dtype and dtype not in DTYPES:
@@ -242,8 +239,8 @@ def open_torch_reference(
     cuda = torch.cuda.is_available() and device != "cpu"
     if device == "cuda" and not cuda:
         raise DeviceError("torch finds no CUDA device", hint="--device cpu")
-    if n_threads:
-        torch.set_num_threads(n_threads)
+    if settings.n_threads:
+        torch.set_num_threads(settings.n_threads)
     started = time.perf_counter()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -268,7 +265,7 @@ def open_torch_reference(
         device_name=torch.cuda.get_device_name(0) if cuda else cpu_name(),
         model_name=path.name,
         n_vocab=int(model.config.vocab_size),
-        n_context=min(n_context or trained, trained),
+        n_context=min(settings.n_context or trained, trained),
         n_threads=torch.get_num_threads(),
         load_seconds=time.perf_counter() - started,
         settings={
@@ -285,3 +282,11 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     for value in (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id):
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(found)
+
+
+def probe() -> dict[str, object]:
+    """The runtime's version, and whether it can use a GPU. Raises ImportError without torch and transformers."""
+    import torch
+    import transformers  # noqa: F401
+
+    return {"version": f"torch {torch.__version__}", "gpu": torch.cuda.is_available()}

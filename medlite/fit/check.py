@@ -19,7 +19,7 @@ from typing import Any
 
 from medlite.devices import process_memory
 from medlite.engines import open_engine
-from medlite.engines.engine import GeneratedToken, GenerationSettings
+from medlite.engines.engine import GeneratedToken, GenerationSettings, OpenSettings
 from medlite.engines.llamacpp.memory import read_shape
 from medlite.errors import EngineError, MedliteError
 from medlite.fit.decode import USED_TOKENS, decode_tokens_per_second, reading_names
@@ -125,7 +125,7 @@ def _answers_of_child(path: Path, settings: CheckSettings, on_step: Callable[[in
 def run_model(path: Path, settings: CheckSettings) -> Iterator[list[float]]:
     """The peak bytes of this process, then for each round the predicted and the measured tokens per second."""
     n_context, n_threads, kv_type = settings.n_context, settings.n_threads, settings.kv_type
-    with closing(open_engine(path, device="cpu", n_context=n_context, n_threads=n_threads, kv_type=kv_type)) as engine:
+    with closing(open_engine(path, OpenSettings("cpu", n_context, n_threads, kv_type))) as engine:
         n_prompt = max(1, min(USED_TOKENS, n_context - N_ROUNDS * settings.n_tokens - 2))
         prompt = [(37 * i + 11) % (engine.info.n_vocab // 2) for i in range(n_prompt)]
         # Greedy, the default: drawing from 128,000 tokens takes time that is not decoding.

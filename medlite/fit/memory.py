@@ -6,6 +6,7 @@ a loaded model.
 
 from dataclasses import dataclass
 
+from medlite.engines.engine import N_BATCH
 from medlite.engines.llamacpp.memory import (
     CELL_PADDING,
     RESERVE_BYTES,
@@ -15,7 +16,6 @@ from medlite.engines.llamacpp.memory import (
     kv_bytes_per_token,
     n_cells_for,
 )
-from medlite.engines.llamacpp.sequence import N_BATCH
 from medlite.formats.gguf import Header
 
 STANDARD_CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medlite.engines.engine import N_BATCH
 from medlite.engines.llamacpp.memory import ModelShape, estimate, layers_that_fit, read_shape
-from medlite.engines.llamacpp.sequence import N_BATCH
 from medlite.errors import CheckpointError, EngineError
 from medlite.files import format_bytes
 from medlite.fit.decode import decode_tokens_per_second, reading_names

@@ -37,6 +37,11 @@ class Artifact:
     chat_template: str | None
 
 
+def artifact_format(path: Path) -> str:
+    """ "onnx" for a folder with an ONNX graph, else "gguf"."""
+    return "onnx" if is_onnx_folder(path) else "gguf"
+
+
 def open_artifact(path: Path) -> Artifact:
     """The artifact at `path`, from its header alone. Raises ArtifactError if it is neither GGUF nor an ONNX folder."""
     if is_onnx_folder(path):

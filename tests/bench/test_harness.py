@@ -12,6 +12,7 @@ from bench.ask.question import Prompt
 from bench.harness import cut, generate_text, score_pairs
 from bench.score.scoring import encode, score_samples
 from medlite.engines import open_engine
+from medlite.engines.engine import OpenSettings
 from tests.helpers.bench_toys import make_items, make_sample
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.helpers.toy_engine import ToyEngine
@@ -122,7 +123,7 @@ def test_the_harness_runs_its_three_kinds_of_tasks_on_a_gguf_file(tmp_path: Path
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())["results"]
     prompts = [(s, Prompt(f"{s.question}\nAnswer:", (" A", " B", " C", " D"))) for s in samples]
-    engine = open_engine(model, device="cpu", n_threads=1, n_context=256)
+    engine = open_engine(model, OpenSettings(device="cpu", n_threads=1, n_context=256))
     expected = [s.correct for s in score_samples(engine, prompts)]
     engine.close()
     assert results["toy_choice"]["acc,none"] == pytest.approx(sum(expected) / len(expected))

@@ -206,9 +206,10 @@ def their_model(checkpoint: Path) -> Any:
 @pytest.fixture(scope="module")
 def our_scores(checkpoint: Path) -> Callable[[str], list[ScoredSample]]:
     pytest.importorskip("torch")
+    from medlite.engines.engine import OpenSettings
     from medlite.engines.torch import open_torch_reference
 
-    engine = open_torch_reference(checkpoint, device="cpu", dtype="float32")
+    engine = open_torch_reference(checkpoint, OpenSettings(device="cpu", dtype="float32"))
     return lambda name: list(score_samples(engine, ours(name)))
 
 
@@ -244,6 +245,7 @@ def test_the_f32_gguf_on_llama_cpp_gives_the_same_answers(
 ) -> None:
     pytest.importorskip("llama_cpp")
     from medlite.engines import open_engine
+    from medlite.engines.engine import OpenSettings
     from quantize.gguf.plan import make_plan
     from quantize.gguf.recipes import find_recipe
     from quantize.gguf.write import gguf_output
@@ -252,7 +254,7 @@ def test_the_f32_gguf_on_llama_cpp_gives_the_same_answers(
 
     path = tmp_path / "tiny-F32.gguf"
     write([gguf_output(make_plan(open_checkpoint(checkpoint), find_recipe("F32")), path)])
-    engine = open_engine(path, device="cpu", n_context=4096)
+    engine = open_engine(path, OpenSettings(device="cpu", n_context=4096))
     for name in ("medqa_4options", "pubmedqa", "mmlu_anatomy:0"):
         reference, found = our_scores(name), list(score_samples(engine, ours(name)))
         worst = max(

@@ -28,7 +28,7 @@ import numpy as np
 
 from medlite.devices import cpu_name, physical_cores
 from medlite.engines import open_engine
-from medlite.engines.engine import Engine, GenerationSettings, ReadsAhead
+from medlite.engines.engine import Engine, GenerationSettings, OpenSettings, ReadsAhead
 from medlite.engines.llamacpp.drafts import GuessLength
 from medlite.engines.llamacpp.engine import LlamaCppEngine
 from medlite.engines.llamacpp.guard import try_load
@@ -66,7 +66,9 @@ def main() -> None:
     if options.trial:
         trials(options.file, options.rounds)
         return
-    with closing(open_engine(options.file, engine="llamacpp", device="cpu", n_threads=options.threads)) as engine:
+    with closing(
+        open_engine(options.file, OpenSettings(device="cpu", n_threads=options.threads), engine="llamacpp")
+    ) as engine:
         print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
         if options.llama_bench:
             against_llama_bench(

@@ -27,7 +27,7 @@ import numpy as np
 
 from medlite.devices import physical_cores
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings, LogitsRequest
+from medlite.engines.engine import GenerationSettings, LogitsRequest, OpenSettings
 
 FIRST_ID, LAST_ID = 3, 300  # of the random prompt
 GENAI = """
@@ -88,7 +88,9 @@ class Contestant:
 
 def serve(folder: Path, n_threads: int, n_prompt: int, n_new: int) -> None:
     """Our side: a prompt a line in, seconds of each step out."""
-    with closing(open_engine(folder, device="cpu", n_threads=n_threads, n_context=n_prompt + n_new + 2)) as engine:
+    with closing(
+        open_engine(folder, OpenSettings(device="cpu", n_threads=n_threads, n_context=n_prompt + n_new + 2))
+    ) as engine:
         for line in sys.stdin:
             ids = json.loads(line)
             next(engine.logits([LogitsRequest((ids[0],), (0,))]))  # forgets the last prompt
@@ -97,8 +99,7 @@ def serve(folder: Path, n_threads: int, n_prompt: int, n_new: int) -> None:
 
 def steps(engine: Any, ids: list[int], n_tokens: int) -> Iterator[float]:
     """Seconds of each step. An end token does not end it, so that both runtimes write as many."""
-    settings = GenerationSettings(max_tokens=n_tokens)
-    engine._end_tokens = frozenset()
+    settings = GenerationSettings(max_tokens=n_tokens, ignore_end=True)
     begin = time.perf_counter()
     for _ in engine.generate(ids, settings):
         now = time.perf_counter()

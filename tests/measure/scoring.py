@@ -32,7 +32,7 @@ from bench.tasks.fetch import first_of_each_subject
 from bench.tasks.local import read_samples
 from medlite.devices import cpu_name, physical_cores
 from medlite.engines import open_engine
-from medlite.engines.engine import Engine
+from medlite.engines.engine import Engine, OpenSettings
 
 TARGET_RATIO = 1 / 0.85
 N_PREFILL = 512  # llama-bench's default
@@ -113,7 +113,9 @@ def measure_gguf(options: argparse.Namespace) -> None:
     """Print scoring's seconds, the runtime's, their ratio; and the harness's seconds a question."""
     items = read_items(options.data, options.shots, options.n_shots, options.limit, options.seed)
     n_context = min(CONTEXT_TOKENS, look_at(options.file).n_context_trained or CONTEXT_TOKENS)
-    with closing(open_engine(options.file, device="cpu", n_threads=options.threads, n_context=n_context)) as engine:
+    with closing(
+        open_engine(options.file, OpenSettings(device="cpu", n_threads=options.threads, n_context=n_context))
+    ) as engine:
         n_all, n_left = tokens_left(engine, items)
         seconds, per_token = timed_with_pauses(
             score(engine, items, RunSettings()),
@@ -158,7 +160,7 @@ def measure_torch(options: argparse.Namespace) -> None:
         for one in prompt.continuations
     ]
     model = HFLM(pretrained=str(options.file), device="cpu", dtype="float32", batch_size=options.batch)
-    engine = open_torch_reference(options.file, device="cpu", dtype="float32", n_threads=options.threads)
+    engine = open_torch_reference(options.file, OpenSettings(device="cpu", dtype="float32", n_threads=options.threads))
     ours, theirs = [], []
     for _ in range(options.rounds):
         ours.append(timed(lambda: list(score(engine, items, RunSettings()))))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medlite.engines import open_engine
+from medlite.engines.engine import OpenSettings
 from medlite.errors import ArtifactError, EngineError
 from medlite.native import kernel_features, library, library_path, open_vocabulary, requirement, runtime_version
 from tests.helpers.places import ROOT
@@ -90,7 +91,7 @@ def test_a_check_of_a_vocabulary_leaves_the_engine_its_ears(tmp_path: Path) -> N
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"))
     with pytest.raises(EngineError, match=r"tensor 'blk\.0\.attn_q\.weight' not found"):
-        open_engine(path, device="cpu", n_threads=1)
+        open_engine(path, OpenSettings(device="cpu", n_threads=1))
 
 
 def test_llama_cpp_is_imported_in_one_place() -> None:

@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from medlite.engines.engine import EngineInfo
-from medlite.engines.llamacpp import native as llama_native
+from medlite.engines.engine import N_BATCH, EngineInfo, OpenSettings
 from medlite.engines.llamacpp.load import load_model
 from medlite.engines.llamacpp.memory import max_outputs, n_cells_for, read_shape
+from medlite.engines.llamacpp.native import Context, ContextSettings, Model
 from medlite.engines.llamacpp.place import place
-from medlite.engines.llamacpp.sequence import N_BATCH, ResidentSequence
+from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.errors import EngineError
 from medlite.formats.gguf import read_header
 
@@ -93,7 +93,7 @@ class Lookup:
 class SmallModel:
     """Guesses the likeliest tokens of another model, for as long as it is sure enough."""
 
-    def __init__(self, model: llama_native.Model, context: llama_native.Context, n_context: int) -> None:
+    def __init__(self, model: Model, context: Context, n_context: int) -> None:
         self._model, self._context, self._n_context = model, context, n_context
         self._resident = ResidentSequence(model, context)
         self._length = GuessLength()
@@ -121,7 +121,7 @@ class SmallModel:
         self._model.free()
 
 
-def open_drafter(draft: Path | str, model: llama_native.Model, info: EngineInfo) -> Drafter:
+def open_drafter(draft: Path | str, model: Model, info: EngineInfo) -> Drafter:
     """The drafter that `draft` names, for `model`. Raises EngineError if it cannot serve, and as `place` does."""
     if not model.can_rewind:
         raise EngineError(
@@ -132,20 +132,20 @@ def open_drafter(draft: Path | str, model: llama_native.Model, info: EngineInfo)
         return Lookup()
     path = Path(draft)
     shape = read_shape(read_header(path))
-    placement = place(shape, info.device, min(info.n_context, shape.n_context_trained or info.n_context), "f16")
+    placement = place(shape, OpenSettings(info.device, min(info.n_context, shape.n_context_trained or info.n_context)))
     small = load_model(path, n_gpu_layers=placement.n_gpu_layers)
     try:
         check_same_vocabulary(path, small, model)
         if not small.can_rewind:
             raise EngineError(f"{path}: the memory of a recurrent model cannot be cut back", hint="--draft lookup")
-        context = llama_native.Context(
+        context = Context(
             small,
-            llama_native.ContextSettings(
+            ContextSettings(
                 n_cells=n_cells_for(placement.n_context, N_BATCH),
                 n_batch=N_BATCH,
                 n_outputs=max_outputs(small.n_vocab, N_BATCH),
                 n_threads=info.n_threads,
-                kv_type="f16",
+                kv_type=OpenSettings.kv_type,
             ),
         )
     except BaseException:
@@ -154,7 +154,7 @@ def open_drafter(draft: Path | str, model: llama_native.Model, info: EngineInfo)
     return SmallModel(small, context, placement.n_context)
 
 
-def check_same_vocabulary(path: Path, small: llama_native.Model, model: llama_native.Model) -> None:
+def check_same_vocabulary(path: Path, small: Model, model: Model) -> None:
     """Raise EngineError naming the first difference between the vocabularies of a draft and its model."""
     hint = "a draft must be a smaller model of the same family"
     if small.n_vocab != model.n_vocab:

@@ -1,10 +1,10 @@
 """The llama.cpp engine: a GGUF file on CPU or CUDA.
 
-Scoring stands in `llama_scoring.py`, the sequence that generations continue in `llama_sequence.py`, the load below.
+Scoring is in `scoring.py`, the sequence that generations continue in `sequence.py`, the load below.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,39 +17,34 @@ from medlite.engines.engine import (
     GenerationSettings,
     Logits,
     LogitsRequest,
+    OnLoad,
     OnPrompt,
+    OpenSettings,
     RestoredState,
 )
 from medlite.engines.grammar import Grammar, TokenTable
-from medlite.engines.llamacpp import memory as llama_memory
-from medlite.engines.llamacpp import native as llama_native
-from medlite.engines.llamacpp import state as llama_state
+from medlite.engines.llamacpp import state
 from medlite.engines.llamacpp.drafts import Drafter, open_drafter
 from medlite.engines.llamacpp.load import load_model
+from medlite.engines.llamacpp.memory import EXACT_ROWS, KV_TYPES, MemoryEstimate, max_outputs, n_cells_for, read_shape
+from medlite.engines.llamacpp.native import Context, ContextSettings, Model
 from medlite.engines.llamacpp.place import place
 from medlite.engines.llamacpp.scoring import Scorer
-from medlite.engines.llamacpp.sequence import N_BATCH, ResidentSequence
+from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.engines.reply import Reply
 from medlite.engines.requests import check_logits_request, checked_prompt, checked_token
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.errors import EngineError
 from medlite.formats.gguf import read_header
-from medlite.native import runtime_version
+from medlite.native import gpu_build, runtime_version
 
 
 class LlamaCppEngine:
-    """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
+    """An `engine.LogitsEngine`. Calls from several threads wait for each other; a generation holds the engine until its
     iterator is exhausted or closed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        model: llama_native.Model,
-        context: llama_native.Context,
-        info: EngineInfo,
-        memory: llama_memory.MemoryEstimate,
-    ) -> None:
+    def __init__(self, path: Path, model: Model, context: Context, info: EngineInfo, memory: MemoryEstimate) -> None:
         self.info, self.memory = info, memory
         self._model, self._context = model, context
         self._resident = ResidentSequence(model, context)
@@ -57,7 +52,7 @@ class LlamaCppEngine:
         self._access = Access()
         self._drafter: Drafter | None = None
         self.draft_counts = DraftCounts()  # of the last generation
-        self._identity = llama_state.identify(path, info)
+        self._identity = state.identify(path, info)
 
     @property
     def n_decodes(self) -> int:
@@ -123,7 +118,7 @@ class LlamaCppEngine:
                 return
             self.draft_counts = DraftCounts()
             words = self._model.vocabulary
-            reply = Reply(n_left, settings.stop, words.piece, words.is_end, self._access.cancelled)
+            reply = Reply(settings, n_left, words.piece, words.is_end, self._access.cancelled)
             yield from self._steps(sampler, reply)
 
     def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:
@@ -174,11 +169,11 @@ class LlamaCppEngine:
 
     def save_state(self, path: Path) -> int:
         with self._access.exclusive():
-            return llama_state.save_state(path, self._resident, self._identity)
+            return state.save_state(path, self._resident, self._identity)
 
     def restore_state(self, path: Path) -> RestoredState:
         with self._access.exclusive():
-            return llama_state.restore_state(path, self._resident, self._identity, self.info.n_context)
+            return state.restore_state(path, self._resident, self._identity, self.info.n_context)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -198,37 +193,28 @@ class LlamaCppEngine:
         self.close()
 
 
-def open_llamacpp(
-    path: Path,
-    *,
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    on_progress: Callable[[float], None] | None = None,
-) -> LlamaCppEngine:
-    """Load a GGUF file. Raises MemoryShortError before the load if it cannot fit, EngineError if llama.cpp refuses.
-
-    n_context None: from the model's training and the free memory. n_threads None: one per physical core.
-    kv_type: one of llama_memory.KV_TYPES.
-    """
+def open_llamacpp(path: Path, settings: OpenSettings, on_progress: OnLoad | None = None) -> LlamaCppEngine:
+    """Load a GGUF file. Raises MemoryShortError before the load if it cannot fit, EngineError if llama.cpp refuses."""
     started = time.perf_counter()
-    if kv_type not in llama_memory.KV_TYPES:
-        raise EngineError(f"unknown KV cache type {kv_type!r}", hint=f"one of {', '.join(llama_memory.KV_TYPES)}")
-    if n_threads is not None and n_threads < 1:
-        raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
+    kv_type, n_batch = settings.kv_type, settings.n_batch
+    if kv_type not in KV_TYPES:
+        raise EngineError(f"unknown KV cache type {kv_type!r}", hint=f"one of {', '.join(KV_TYPES)}")
+    if n_batch < EXACT_ROWS:
+        raise EngineError(f"batches of {n_batch} tokens, the llama.cpp engine takes {EXACT_ROWS} or more")
     header = read_header(path)
-    placement = place(llama_memory.read_shape(header), device, n_context, kv_type)
+    placement = place(read_shape(header), settings)
     model = load_model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
-    settings = llama_native.ContextSettings(
-        n_cells=llama_memory.n_cells_for(placement.n_context, N_BATCH),
-        n_batch=N_BATCH,
-        n_outputs=llama_memory.max_outputs(model.n_vocab, N_BATCH),
-        n_threads=n_threads or physical_cores(),
-        kv_type=kv_type,
-    )
     try:
-        context = llama_native.Context(model, settings)
+        context = Context(
+            model,
+            ContextSettings(
+                n_cells=n_cells_for(placement.n_context, n_batch),
+                n_batch=n_batch,
+                n_outputs=max_outputs(model.n_vocab, n_batch),
+                n_threads=settings.n_threads or physical_cores(),
+                kv_type=kv_type,
+            ),
+        )
     except BaseException:
         model.free()
         raise
@@ -240,11 +226,16 @@ def open_llamacpp(
         model_name=str(header.get("general.name") or path.stem),
         n_vocab=model.n_vocab,
         n_context=placement.n_context,
-        n_threads=settings.n_threads,
+        n_threads=context.settings.n_threads,
         load_seconds=time.perf_counter() - started,
         n_gpu_layers=placement.n_gpu_layers,
-        settings={"kv_type": kv_type, "n_batch": str(N_BATCH), "flash_attention": "auto"},
+        settings={"kv_type": kv_type, "n_batch": str(n_batch), "flash_attention": "auto"},
         buffer_bytes=model.buffer_bytes | context.buffer_bytes,
         warnings=(placement.choice.warning,) if placement.choice.warning else (),
     )
     return LlamaCppEngine(path, model, context, info, placement.memory)
+
+
+def probe() -> dict[str, object]:
+    """The runtime's version, and whether it can use a GPU. Raises EngineError if it does not load."""
+    return {"version": runtime_version(), "gpu": gpu_build()}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, resolve_device
-from medlite.engines.llamacpp import memory as llama_memory
-from medlite.engines.llamacpp.sequence import N_BATCH
+from medlite.engines.engine import OpenSettings
+from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, choose_context, estimate, layers_that_fit
 from medlite.errors import DeviceError
 from medlite.native import gpu_build
 
@@ -16,19 +16,20 @@ class Placement:
     choice: DeviceChoice
     n_context: int
     n_gpu_layers: int
-    memory: llama_memory.MemoryEstimate
+    memory: MemoryEstimate
 
 
-def place(shape: llama_memory.ModelShape, device: str, n_context: int | None, kv_type: str) -> Placement:
+def place(shape: ModelShape, settings: OpenSettings) -> Placement:
     """Device, context and layers for a model of `shape`, before anything is loaded."""
+    device, kv_type, n_batch = settings.device, settings.kv_type, settings.n_batch
     gpus = find_gpus() if device != "cpu" else ()
     choice = resolve_device(device, gpu_build=gpu_build(), gpus=gpus)
     free_gpu_bytes = gpus[0].n_bytes_free if choice.device == "cuda" else 0
-    n_context = llama_memory.choose_context(shape, n_context, kv_type, available_memory() + free_gpu_bytes, N_BATCH)
-    need = llama_memory.estimate(shape, n_context, kv_type, N_BATCH)
+    n_context = choose_context(shape, settings.n_context, kv_type, available_memory() + free_gpu_bytes, n_batch)
+    need = estimate(shape, n_context, kv_type, n_batch)
     if choice.device == "cpu":
         return Placement(choice, n_context, 0, need)
-    n_gpu_layers = llama_memory.layers_that_fit(shape, need, free_gpu_bytes)
+    n_gpu_layers = layers_that_fit(shape, need, free_gpu_bytes)
     if n_gpu_layers == 0:
         if device == "cuda":
             raise DeviceError(f"{choice.device_name}: not one layer fits into its free memory", hint="--device cpu")

@@ -13,12 +13,12 @@ import numpy as np
 
 from medlite.engines import prefix
 from medlite.engines.engine import EngineInfo, Logits, LogitsRequest
-from medlite.engines.llamacpp import memory as llama_memory
-from medlite.engines.llamacpp.sequence import N_BATCH, ResidentSequence
+from medlite.engines.llamacpp.memory import EXACT_ROWS, MAX_SEQUENCES
+from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.engines.requests import windows
 from medlite.errors import EngineError
 
-FILLING = llama_memory.MAX_SEQUENCES - 1  # the sequence of the tokens that fill up a decode
+FILLING = MAX_SEQUENCES - 1  # the sequence of the tokens that fill up a decode
 
 
 class Scorer:
@@ -27,7 +27,7 @@ class Scorer:
     def __init__(self, resident: ResidentSequence, info: EngineInfo) -> None:
         self._resident, self._info = resident, info
         settings = resident.context.settings
-        self._n_cells, self._n_outputs = settings.n_cells, settings.n_outputs
+        self._n_cells, self._n_batch, self._n_outputs = settings.n_cells, settings.n_batch, settings.n_outputs
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
         """One array (len(positions), n_vocab) per request. The context must be empty."""
@@ -48,10 +48,7 @@ class Scorer:
         kept = self._keep_best(branches[0], resident)
         n_most = FILLING - 1 if self._resident.model.can_rewind else 1
         wave = prefix.plan_wave(
-            branches,
-            kept,
-            max_sequences=n_most,
-            max_tokens=min(N_BATCH, self._n_cells - len(kept) - llama_memory.EXACT_ROWS),
+            branches, kept, max_sequences=n_most, max_tokens=min(self._n_batch, self._n_cells - len(kept) - EXACT_ROWS)
         )
         n = len(wave.n_kept)
         for i, n_shared in enumerate(wave.n_kept):
@@ -75,7 +72,7 @@ class Scorer:
         """Read one slice of the wave, filled up to EXACT_ROWS tokens."""
         part = slice(start, end)
         members = wave.members[part] + 1
-        n_fill = max(llama_memory.EXACT_ROWS - (end - start), 0) if self._resident.model.can_rewind else 0
+        n_fill = max(EXACT_ROWS - (end - start), 0) if self._resident.model.can_rewind else 0
         if not n_fill:
             self._resident.batch.fill(wave.tokens[part], wave.positions[part], wave.wanted[part], members)
             self._resident.decode()
@@ -106,12 +103,12 @@ class Scorer:
         return first.tokens[: lengths[best]]
 
     def _chunks(self, wave: prefix.Wave) -> Iterator[tuple[int, int]]:
-        """Slices of the wave's tokens that one decode takes: at most N_BATCH tokens and n_outputs wanted rows."""
+        """Slices of the wave's tokens that one decode takes: at most n_batch tokens and n_outputs wanted rows."""
         counts = np.concatenate([[0], np.cumsum(wave.wanted)])
         start, n = 0, len(wave.tokens)
         while start < n:
             # counts ascends, so this is the last end with at most n_outputs wanted rows
             end = int(np.searchsorted(counts, counts[start] + self._n_outputs, side="right")) - 1
-            end = min(end, start + N_BATCH, n)
+            end = min(end, start + self._n_batch, n)
             yield start, end
             start = end

@@ -9,19 +9,18 @@ import numpy as np
 
 from medlite.engines import prefix
 from medlite.engines.engine import OnPrompt
-from medlite.engines.llamacpp import native as llama_native
 from medlite.engines.llamacpp.interrupt import noted_interrupt
+from medlite.engines.llamacpp.native import Batch, Context, Model
 from medlite.errors import EngineError
-
-N_BATCH = 512  # tokens per decode; llama-bench's n_ubatch
 
 
 class ResidentSequence:
     """Sequence 0 of a context. tokens: what it holds. n_decodes, n_tokens_read: what was computed so far."""
 
-    def __init__(self, model: llama_native.Model, context: llama_native.Context) -> None:
+    def __init__(self, model: Model, context: Context) -> None:
         self.model, self.context = model, context
-        self.batch = llama_native.Batch(N_BATCH)
+        self.n_batch = context.settings.n_batch
+        self.batch = Batch(self.n_batch)
         self.tokens: list[int] = []
         self.n_decodes = self.n_tokens_read = 0
 
@@ -38,8 +37,8 @@ class ResidentSequence:
         positions = np.arange(n_before, len(tokens), dtype=np.int32)
         wanted = positions == len(tokens) - 1
         on_prompt(0, len(new))
-        for start in range(0, len(new), N_BATCH):
-            piece = slice(start, start + N_BATCH)
+        for start in range(0, len(new), self.n_batch):
+            piece = slice(start, start + self.n_batch)
             self.batch.fill(new[piece], positions[piece], wanted[piece])
             if not self._decode_interruptibly(cancelled):
                 return False
@@ -53,7 +52,7 @@ class ResidentSequence:
         return int(self.batch.struct.n_tokens) - 1
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Read tokens behind the sequence; the logits after token i of them are at slot i. At most N_BATCH."""
+        """Read tokens behind the sequence; the logits after token i of them are at slot i. At most n_batch."""
         if len(tokens) == 1:
             self.batch.fill_one(tokens[0], len(self.tokens))
         else:

@@ -6,7 +6,7 @@ they share, or, where they share little, side by side padded on the right; only 
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,18 @@ import numpy as np
 from medlite.devices import available_memory, physical_cores
 from medlite.engines import prefix
 from medlite.engines.access import Access
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
+from medlite.engines.engine import (
+    EngineInfo,
+    GeneratedToken,
+    GenerationSettings,
+    Logits,
+    LogitsRequest,
+    OnLoad,
+    OnPrompt,
+    OpenSettings,
+)
 from medlite.engines.grammar import Grammar, TokenTable
-from medlite.engines.ort import session as ort_session
+from medlite.engines.ort import session
 from medlite.engines.ort.growing import GrowingDecoder
 from medlite.engines.ort.moses import MosesTokenizer
 from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
@@ -29,7 +38,6 @@ from medlite.errors import ArtifactError, EngineError, MemoryShortError
 from medlite.files import format_bytes
 from medlite.formats.onnx_folder import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
 
-N_BATCH = 512  # tokens of one run; bounds its activations
 SHARED_WORTH_IT = 4  # sequences are chained if they share at least one token in this many
 MAX_BATCH = 16
 DEFAULT_CONTEXT_LIMIT = 32768
@@ -40,26 +48,27 @@ RESERVE_BYTES = 256 << 20
 MEMORY_FACTORS = {"fp32": 2.0, "fp16": 3.0}
 DEFAULT_MEMORY_FACTOR = 1.75
 
-Decoder = ort_session.CachedDecoder | GrowingDecoder
+Decoder = session.CachedDecoder | GrowingDecoder
 
 
 class OrtEngine:
-    """An `engine.Engine`. Calls from several threads wait for each other; a generation holds the engine until its
+    """An `engine.LogitsEngine`. Calls from several threads wait for each other; a generation holds the engine until its
     iterator is exhausted or closed. n_tokens_read counts what the model has computed so far.
     """
 
     def __init__(
         self,
-        opened: ort_session.Opened,
+        opened: session.Opened,
         facts: OnnxFacts,
         tokenizer: FolderTokenizer | MosesTokenizer,
         info: EngineInfo,
+        n_batch: int,
     ) -> None:
-        self.info = info
-        self._opened: ort_session.Opened | None = opened
+        self.info, self._n_batch = info, n_batch
+        self._opened: session.Opened | None = opened
         self._facts, self._tokenizer = facts, tokenizer
         self._decoder: Decoder | None = (
-            ort_session.CachedDecoder(opened, facts, info.n_context)
+            session.CachedDecoder(opened, facts, info.n_context)
             if facts.shared_cache
             else GrowingDecoder(opened, facts)
         )
@@ -107,7 +116,7 @@ class OrtEngine:
         if (
             len(branches) == 1
             or SHARED_WORTH_IT * n_shared >= n_tokens
-            or 2 * longest > N_BATCH
+            or 2 * longest > self._n_batch
             or (0 < self._facts.long_rope_from < longest)
         ):
             return [self._finite(self._read_branch(decoder, branch)) for branch in branches]
@@ -123,8 +132,8 @@ class OrtEngine:
         n_kept = prefix.keepable(branch, np.asarray(self._resident, np.int32)) if self._reusable(n_total) else 0
         self._rewind(decoder, n_kept)
         found = [np.empty((0, self.info.n_vocab), np.float32)]
-        for first in range(n_kept, n_total, N_BATCH):
-            piece = branch.tokens[first : first + N_BATCH]
+        for first in range(n_kept, n_total, self._n_batch):
+            piece = branch.tokens[first : first + self._n_batch]
             wanted = branch.wanted[(branch.wanted >= first) & (branch.wanted < first + len(piece))] - first
             start = int(wanted[0]) if len(wanted) else len(piece) - 1
             logits = self._read(decoder, piece.tolist(), start, n_total)
@@ -132,7 +141,7 @@ class OrtEngine:
         return np.concatenate(found)
 
     def _batches(self, branches: list[prefix.Branch]) -> Iterator[list[int]]:
-        """Indices of branches of about equal length, within N_BATCH tokens and WINDOW_BYTES of logits a run."""
+        """Indices of branches of about equal length, within n_batch tokens and WINDOW_BYTES of logits a run."""
         order = sorted(range(len(branches)), key=lambda i: len(branches[i].tokens))
         batch: list[int] = []
         for i in order:
@@ -141,7 +150,7 @@ class OrtEngine:
                 (int(branches[j].wanted[0]) if len(branches[j].wanted) else longest - 1 for j in [*batch, i]), default=0
             )
             n = len(batch) + 1
-            too_much = n * longest > N_BATCH or 4 * n * (longest - first) * self.info.n_vocab > WINDOW_BYTES
+            too_much = n * longest > self._n_batch or 4 * n * (longest - first) * self.info.n_vocab > WINDOW_BYTES
             if batch and (n > MAX_BATCH or too_much):
                 yield batch
                 batch = []
@@ -152,7 +161,7 @@ class OrtEngine:
     def _read_batch(self, branches: list[prefix.Branch]) -> list[Logits]:
         assert self._opened is not None
         start = min(int(branch.wanted[0]) if len(branch.wanted) else len(branch.tokens) - 1 for branch in branches)
-        logits = ort_session.read_batch(
+        logits = session.read_batch(
             self._opened, self._facts, [branch.tokens.astype(np.int64) for branch in branches], max(start, 0)
         )
         self.n_tokens_read += sum(len(branch.tokens) for branch in branches)
@@ -193,7 +202,7 @@ class OrtEngine:
             if logits is None:
                 return
             reply = Reply(
-                n_left, settings.stop, self._tokenizer.piece, self._end_tokens.__contains__, self._access.cancelled
+                settings, n_left, self._tokenizer.piece, self._end_tokens.__contains__, self._access.cancelled
             )
             while True:
                 step = reply.step(*sampler.choose(logits))
@@ -210,10 +219,10 @@ class OrtEngine:
         n_before = len(self._resident)
         logits: Logits | None = None
         on_prompt(0, len(tokens) - n_before)
-        for first in range(n_before, len(tokens), N_BATCH):
+        for first in range(n_before, len(tokens), self._n_batch):
             if self._access.cancelled():
                 return None
-            piece = tokens[first : first + N_BATCH]
+            piece = tokens[first : first + self._n_batch]
             logits = self._read(decoder, piece, len(piece) - 1, len(tokens))[-1]
             on_prompt(len(self._resident) - n_before, len(tokens) - n_before)
         return logits
@@ -228,8 +237,8 @@ class OrtEngine:
             tokens = [*self._resident, token]
             self._forget(decoder)
         n_total = len(self._resident) + len(tokens)
-        for first in range(0, len(tokens), N_BATCH):
-            piece = tokens[first : first + N_BATCH]
+        for first in range(0, len(tokens), self._n_batch):
+            piece = tokens[first : first + self._n_batch]
             logits = self._read(decoder, piece, len(piece) - 1, n_total)
         last: Logits = logits[-1]
         return last
@@ -277,32 +286,18 @@ class OrtEngine:
         self.close()
 
 
-def open_ort(
-    path: Path,
-    *,
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
-    on_progress: Callable[[float], None] | None = None,
-) -> OrtEngine:
+def open_ort(path: Path, settings: OpenSettings, on_progress: OnLoad | None = None) -> OrtEngine:
     """Load an ONNX folder. Raises MemoryShortError before the load if it cannot fit, EngineError if the runtime
     refuses, DeviceError if cuda is asked for and not what runs.
-
-    kv_type: the folder fixes its cache, so "f16", the default, stands for the folder's own and others are refused.
     """
     started = time.perf_counter()
-    if kv_type != "f16":
-        raise EngineError(f"--kv-type {kv_type}: an ONNX graph fixes the type of its cache", hint="leave it out")
-    if n_threads is not None and n_threads < 1:
-        raise EngineError(f"{n_threads} threads", hint="--threads takes a positive number")
     if not is_onnx_folder(path):
         raise ArtifactError(f"{path}: no ONNX folder of medlite", hint="medlite quantize SOURCE --format onnx")
     facts = read_onnx_facts(path)
     tokenizer = open_tokenizer(path, facts.architecture, facts.end_tokens)
-    n_context = choose_context(facts, folder_bytes(path, facts), n_context, available_memory())
-    n_threads = n_threads or physical_cores()
-    opened = ort_session.open_session(path, facts, device, n_threads)
+    n_context = choose_context(facts, folder_bytes(path, facts), settings.n_context, available_memory())
+    n_threads = settings.n_threads or physical_cores()
+    opened = session.open_session(path, facts, settings.device, n_threads)
     if on_progress:
         on_progress(1.0)
     info = EngineInfo(
@@ -316,10 +311,17 @@ def open_ort(
         n_threads=n_threads,
         load_seconds=time.perf_counter() - started,
         n_gpu_layers=facts.n_layer if opened.device == "cuda" else 0,
-        settings={"kv_type": facts.kv_type, "n_batch": str(N_BATCH), "graph": facts.device},
+        settings={"kv_type": facts.kv_type, "n_batch": str(settings.n_batch), "graph": facts.device},
         warnings=(opened.warning,) if opened.warning else (),
     )
-    return OrtEngine(opened, facts, tokenizer, info)
+    return OrtEngine(opened, facts, tokenizer, info, settings.n_batch)
+
+
+def probe() -> dict[str, object]:
+    """The runtime's version, and whether it can use a GPU. Raises as `session.import_runtime`."""
+    runtime = session.import_runtime()
+    gpu = session.PROVIDERS["cuda"] in runtime.get_available_providers()
+    return {"version": f"onnxruntime {runtime.__version__}", "gpu": gpu}
 
 
 def choose_context(facts: OnnxFacts, n_bytes: int, wanted: int | None, free_bytes: int) -> int:

@@ -13,7 +13,7 @@ from medlite.formats.onnx_folder import OnnxFacts
 
 
 class GrowingDecoder:
-    """As ort_session.CachedDecoder, for graphs that do not write their cache in place."""
+    """As session.CachedDecoder, for graphs that do not write their cache in place."""
 
     def __init__(self, opened: Opened, facts: OnnxFacts) -> None:
         self._runtime, self._session, self._facts = opened.runtime, opened.session, facts

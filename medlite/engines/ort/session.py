@@ -1,6 +1,6 @@
 """ONNX Runtime itself: the right wheel, no telemetry, a session on the device that was asked for, its cache.
 
-Everything that must be known of the runtime's habits stands here; `ort.py` sees tokens and logits only.
+Everything that must be known of the runtime's habits stands here; `engine.py` sees tokens and logits only.
 """
 
 import contextlib
@@ -104,8 +104,6 @@ def open_session(folder: Path, facts: OnnxFacts, device: str, n_threads: int) ->
 
 def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> tuple[str, str]:
     """cpu or cuda, and what the user should know about it."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"unknown device {device!r}", hint="one of auto, cpu, cuda")
     if device == "cpu":
         return "cpu", ""
     has_provider = PROVIDERS["cuda"] in runtime.get_available_providers()

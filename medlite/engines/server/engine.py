@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest
+from medlite.engines.engine import (
+    EngineInfo,
+    GeneratedToken,
+    GenerationSettings,
+    Logits,
+    LogitsRequest,
+    OnPrompt,
+    ServedModel,
+)
+from medlite.engines.requests import check_logits_request
 from medlite.engines.server.http import Address, JsonClient, Reply
 from medlite.engines.server.replies import (
     LEAST_LOG_PROBABILITY,
@@ -24,7 +33,7 @@ from medlite.engines.server.replies import (
     text_sum,
     told,
 )
-from medlite.errors import ContextError, EngineError, RefusedError, ServerError
+from medlite.errors import ContextError, RefusedError, ServerError
 
 TOPS = (100, 20, 5, 1)  # tried in this order: vLLM's usual limit is 20, OpenAI's 5
 PROBE = "The patient takes"
@@ -63,10 +72,7 @@ class ServerFacts:
 
 
 class OpenAIEngine:
-    """An `engine.Engine` whose logits are log-probabilities, where the server tells all of them (facts.full).
-
-    `log_probabilities` and `text_log_probabilities` serve the others. May be called from several threads at once.
-    """
+    """An `engine.AnswersEngine`. May be called from several threads at once."""
 
     def __init__(self, client: JsonClient, facts: ServerFacts) -> None:
         self._client, self.facts = client, facts
@@ -89,6 +95,23 @@ class OpenAIEngine:
             },
             warnings=() if facts.full else (f"the server tells {told_tokens} tokens: KL is not claimed",),
         )
+
+    @property
+    def served(self) -> ServedModel:
+        facts = self.facts
+        return ServedModel(
+            facts.model,
+            facts.dialect,
+            facts.n_params,
+            facts.n_bytes,
+            facts.recipe,
+            facts.chat_template,
+            facts.special_tokens,
+        )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.facts.tokenizer
 
     # --- text --------------------------------------------------------------------------------------------------------
 
@@ -137,39 +160,15 @@ class OpenAIEngine:
             sums.append(text_sum(echoed.steps[: len(echoed.steps) - echoed.n_generated], one))
         return sums, found.n_prompt_tokens
 
-    def distribution(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Log-probabilities of the whole vocabulary after `tokens`, (n_vocab,), nats. Raises RefusedError."""
-        table = self._top(tokens, self.facts.n_vocab)
-        row = np.full(self.facts.n_vocab, np.nan, dtype=np.float32)
-        for name, value in table.items():
-            if isinstance(name, int) and 0 <= name < row.size:
-                row[name] = max(value, LEAST_LOG_PROBABILITY)
-        if np.isnan(row).any():
-            raise RefusedError(f"the server tells {len(table)} of {row.size} log-probabilities")
-        return row
-
-    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        if not self.facts.full:
-            raise EngineError(
-                f"{self.info.device_name} tells the {self.facts.n_top} most probable tokens, not all",
-                hint="llama-server with --exact tells all",
-            )
-        for number, request in enumerate(requests):
-            if self.facts.n_context and len(request.tokens) > self.facts.n_context:
-                raise ContextError(
-                    f"request {number}: {len(request.tokens)} tokens, the context holds {self.facts.n_context}"
-                )
-        return (
-            np.stack([self.distribution(request.tokens[: at + 1]) for at in request.positions]) for request in requests
-        )
-
     def generate(
-        self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: object = None
+        self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        """The reply, which comes whole: its text stands in the last step."""
-        del on_prompt
+        """The reply, which comes whole: its text is in the last step. on_prompt hears of the prompt as one piece."""
         body = {"max_tokens": settings.max_tokens, "temperature": settings.temperature, "stop": list(settings.stop)}
+        report = on_prompt or (lambda _read, _total: None)
+        report(0, len(tokens))
         found = self._complete(list(tokens), n_top=1, more=body)
+        report(len(tokens), len(tokens))
         last = len(found.steps) - 1
         for i, step in enumerate(found.steps):
             yield GeneratedToken(
@@ -215,6 +214,29 @@ class OpenAIEngine:
         return told(known[key][token])
 
 
+class ExactOpenAIEngine(OpenAIEngine):
+    """An `engine.LogitsEngine` too: the server returns the log-probabilities of the whole vocabulary (facts.full)."""
+
+    def distribution(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Log-probabilities of the whole vocabulary after `tokens`, (n_vocab,), nats. Raises RefusedError."""
+        table = self._top(tokens, self.facts.n_vocab)
+        row = np.full(self.facts.n_vocab, np.nan, dtype=np.float32)
+        for name, value in table.items():
+            if isinstance(name, int) and 0 <= name < row.size:
+                row[name] = max(value, LEAST_LOG_PROBABILITY)
+        if np.isnan(row).any():
+            raise RefusedError(f"the server tells {len(table)} of {row.size} log-probabilities")
+        return row
+
+    def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+        """Log-probabilities in the place of logits, which differ from them by a constant per row."""
+        for number, request in enumerate(requests):
+            check_logits_request(number, request, self.info)
+        return (
+            np.stack([self.distribution(request.tokens[: at + 1]) for at in request.positions]) for request in requests
+        )
+
+
 def complete(
     client: JsonClient, facts: ServerFacts, prompt: str | list[int], *, n_top: int, more: dict[str, Any] | None = None
 ) -> Completion:
@@ -253,9 +275,10 @@ def _token_ids(reply: Reply) -> list[int]:
 
 
 def open_openai(
-    address: Address, *, model: str = "", full: bool = False, sleep: Callable[[float], None] = time.sleep
+    address: Address, model: str = "", full: bool = False, *, sleep: Callable[[float], None] = time.sleep
 ) -> OpenAIEngine:
-    """The server at `address`, asked what it is and what it tells. full: all log-probabilities are needed.
+    """The server at `address`, asked what it is and what it tells. full: all log-probabilities are needed, and an
+    ExactOpenAIEngine comes back.
 
     Raises ServerError if it cannot be reached, has no such model, or tells no log-probabilities.
     """
@@ -271,7 +294,7 @@ def open_openai(
     except BaseException:
         client.close()
         raise
-    return OpenAIEngine(client, replace(facts, full=full))
+    return (ExactOpenAIEngine if full else OpenAIEngine)(client, replace(facts, full=full))
 
 
 def _model_row(client: JsonClient, wanted: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from medlite.cli import cli
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings
+from medlite.engines.engine import GenerationSettings, OpenSettings
 from medlite.engines.gbnf import lark_from_gbnf
 from medlite.engines.grammar import Grammar
 from medlite.engines.json_schema import lark_from_json_schema
@@ -109,7 +109,7 @@ BAD: list[tuple[Any, str]] = [
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
     path = write_tiny_gguf(tmp_path_factory.mktemp("schema") / "tiny.gguf", n_context=2048)
-    with open_engine(path, device="cpu", n_threads=1) as opened:  # type: ignore[attr-defined]
+    with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as opened:  # type: ignore[attr-defined]
         yield opened
 
 
@@ -149,7 +149,7 @@ def test_the_demo_model_answers_in_json_at_any_temperature(tmp_path: Path) -> No
         },
         "required": ["drug", "class"],
     }
-    with open_engine(path, device="cpu", n_threads=1) as demo:  # type: ignore[attr-defined]
+    with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as demo:  # type: ignore[attr-defined]
         for temperature, seed in ((0.0, 0), *((1.0, seed) for seed in range(6))):
             text, finish = reply(demo, schema, "What class of drug is metformin?", temperature, seed)
             assert finish == "stop"

@@ -27,7 +27,7 @@ pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 
 from medlite.engines import open_engine
-from medlite.engines.engine import Engine, GenerationSettings, Logits, LogitsRequest
+from medlite.engines.engine import GenerationSettings, Logits, LogitsEngine, LogitsRequest, OpenSettings
 from medlite.engines.ort import engine as ort
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from medlite.formats.onnx_folder import DATA_NAME, read_onnx_facts
@@ -64,7 +64,7 @@ def convert(folder: Path, recipe: str = "q8") -> Path:
     return write([onnx_output(plan_of(folder, recipe), folder / recipe)])[0].path
 
 
-def every_logit(engine: Engine, tokens: tuple[int, ...] = TOKENS) -> Logits:
+def every_logit(engine: LogitsEngine, tokens: tuple[int, ...] = TOKENS) -> Logits:
     return next(engine.logits([LogitsRequest(tokens, tuple(range(len(tokens))))]))
 
 
@@ -75,7 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exact(home: Path) -> Iterator[ort.OrtEngine]:
-    with open_engine(convert(home, "fp32"), n_threads=1) as engine:  # type: ignore[attr-defined]
+    with open_engine(convert(home, "fp32"), OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
         yield engine
 
 
@@ -85,29 +85,27 @@ def test_a_float32_graph_is_the_export(exact: ort.OrtEngine, home: Path) -> None
 
 @pytest.mark.parametrize("recipe", ["fp16", "q8", "q4m", "q4"])
 def test_low_bits_stay_near(recipe: str, home: Path) -> None:
-    with open_engine(convert(home, recipe), n_threads=1) as engine:  # type: ignore[attr-defined]
+    with open_engine(convert(home, recipe), OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
         assert 0 < kl(tiny_export.reference(home / "export", TOKENS), every_logit(engine)) < KL_NATS[recipe]
 
 
-def test_a_cache_that_grows_gives_what_one_run_gives(exact: ort.OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_grows_gives_what_one_run_gives(exact: ort.OrtEngine, home: Path) -> None:
     """In pieces, behind a shared prefix, side by side, token by token."""
     whole = every_logit(exact)
-    monkeypatch.setattr(ort, "N_BATCH", 16)
-    assert np.abs(every_logit(exact) - whole).max() < 2e-5
-    branches = [LogitsRequest((*TOKENS[:40], i), (40,)) for i in range(4)]
-    alone = [next(exact.logits([branch])) for branch in branches]
-    for got, expected in zip(exact.logits(branches), alone, strict=True):
-        assert np.abs(got - expected).max() < 2e-5
-    monkeypatch.setattr(ort, "N_BATCH", 512)
+    with open_engine(home / "fp32", OpenSettings(n_threads=1, n_batch=16)) as pieces:  # type: ignore[attr-defined]
+        assert np.abs(every_logit(pieces) - whole).max() < 2e-5
+        branches = [LogitsRequest((*TOKENS[:40], i), (40,)) for i in range(4)]
+        alone = [next(pieces.logits([branch])) for branch in branches]
+        for got, expected in zip(pieces.logits(branches), alone, strict=True):
+            assert np.abs(got - expected).max() < 2e-5
     unlike = [LogitsRequest(TOKENS[i : i + n], (n - 1,)) for i, n in ((0, 5), (11, 20), (3, 13))]
     alone = [next(exact.logits([one])) for one in unlike]
     for got, expected in zip(exact.logits(unlike), alone, strict=True):
         assert np.abs(got - expected).max() < 2e-5
 
 
-def test_generation_is_greedy_and_reads_a_prefix_once(exact: ort.OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "_end_tokens", frozenset())
-    steps = list(exact.generate(TOKENS[:20], GenerationSettings(max_tokens=8)))
+def test_generation_is_greedy_and_reads_a_prefix_once(exact: ort.OrtEngine) -> None:
+    steps = list(exact.generate(TOKENS[:20], GenerationSettings(max_tokens=8, ignore_end=True)))
     sequence = list(TOKENS[:20])
     for step in steps:
         assert step.token == int(every_logit(exact, tuple(sequence))[-1].argmax())
@@ -368,7 +366,7 @@ def in_optimum_environment(script: str, *arguments: str) -> str:
 @pytest.mark.slow
 @needs_optimum
 @pytest.mark.parametrize("kind", ["gpt2", "biogpt"])
-def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path) -> None:
     source = tmp_path / kind
     source.mkdir()
     in_optimum_environment(MAKE, str(source), kind)
@@ -388,13 +386,12 @@ def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path, monkey
     assert not list(tmp_path.glob(".optimum-*"))
     for recipe, folder in folders.items():
         assert verify_onnx(folder, against=open_checkpoint(source)).ok
-        with open_engine(folder, n_threads=1) as engine:  # type: ignore[attr-defined]
+        with open_engine(folder, OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
             logits = every_logit(engine)
             assert kl(reference["logits"], logits) < KL_NATS[recipe], recipe
             if recipe == "fp32":
                 assert np.abs(logits - reference["logits"]).max() < 4e-5
-                monkeypatch.setattr(engine, "_end_tokens", frozenset())
-                steps = engine.generate(TOKENS[:20], GenerationSettings(max_tokens=32))
+                steps = engine.generate(TOKENS[:20], GenerationSettings(max_tokens=32, ignore_end=True))
                 assert [step.token for step in steps] == reference["greedy"].tolist()
 
 

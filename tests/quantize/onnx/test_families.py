@@ -14,8 +14,7 @@ pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest
-from medlite.engines.ort import engine as ort
+from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest, OpenSettings
 from quantize.gguf.plan import make_plan
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
@@ -47,7 +46,7 @@ def convert(source: Path, recipe: str = "fp32", device: str = "cpu") -> Path:
 
 
 def every_logit(folder: Path, tokens: tuple[int, ...], **options: Any) -> Logits:
-    with open_engine(folder, n_threads=1, **options) as engine:  # type: ignore[attr-defined]
+    with open_engine(folder, OpenSettings(n_threads=1, **options)) as engine:  # type: ignore[attr-defined]
         return next(engine.logits([LogitsRequest(tokens, tuple(range(len(tokens))))]))
 
 
@@ -73,15 +72,12 @@ def test_low_bits_move_logits_no_more_than_they_should(family: str, recipe: str,
     assert np.sqrt(np.square(difference).mean()) < limit
 
 
-def test_a_generation_that_outgrows_the_short_table_is_read_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_generation_that_outgrows_the_short_table_is_read_anew(tmp_path: Path) -> None:
     """Keys that LongRoPE's short table rotated mean nothing to queries of the long one."""
     folder = convert(make_family("phi3_long", tmp_path / "m"))
     sequence = list(tokens_of(509))  # the short table rules up to 512
-    engine = open_engine(folder, n_threads=1, n_context=1024)
-    monkeypatch.setattr(engine, "_end_tokens", frozenset())
-    tokens = [step.token for step in engine.generate(sequence, GenerationSettings(max_tokens=7))]
+    engine = open_engine(folder, OpenSettings(n_threads=1, n_context=1024))
+    tokens = [step.token for step in engine.generate(sequence, GenerationSettings(max_tokens=7, ignore_end=True))]
     for token in tokens:
         logits = next(engine.logits([LogitsRequest(tuple(sequence), (len(sequence) - 1,))]))
         assert token == int(logits.argmax())
@@ -110,9 +106,7 @@ def n_tokens_of(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_TOKENIZER_JSON)
-def test_logits_and_greedy_text_equal_transformers(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_and_greedy_text_equal_transformers(family: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the extra [torch]")
     pytest.importorskip("transformers", reason="needs the extra [torch]")
     source = make_family(family, tmp_path / "m")
@@ -129,17 +123,14 @@ def test_logits_and_greedy_text_equal_transformers(
     folder = convert(source)
     whole = every_logit(folder, tokens)
     assert np.abs(whole - expected[:, : whole.shape[1]]).max() < TRANSFORMERS_TOLERANCE
-    monkeypatch.setattr(ort, "N_BATCH", CHUNK)
-    assert np.abs(every_logit(folder, tokens) - whole).max() < TRANSFORMERS_TOLERANCE
-    engine = open_engine(folder, n_threads=1)
-    monkeypatch.setattr(engine, "_end_tokens", frozenset())
-    assert [step.token for step in engine.generate(prompt, GenerationSettings(max_tokens=N_NEW))] == greedy
+    assert np.abs(every_logit(folder, tokens, n_batch=CHUNK) - whole).max() < TRANSFORMERS_TOLERANCE
+    engine = open_engine(folder, OpenSettings(n_threads=1))
+    written = engine.generate(prompt, GenerationSettings(max_tokens=N_NEW, ignore_end=True))
+    assert [step.token for step in written] == greedy
 
 
 @pytest.mark.slow
-def test_beyond_longrope_s_short_table_all_is_rotated_by_the_long_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beyond_longrope_s_short_table_all_is_rotated_by_the_long_one(tmp_path: Path) -> None:
     """Read whole and in pieces, and generated across the border, where transformers reads everything anew."""
     torch = pytest.importorskip("torch", reason="needs the extra [torch]")
     pytest.importorskip("transformers", reason="needs the extra [torch]")
@@ -157,11 +148,10 @@ def test_beyond_longrope_s_short_table_all_is_rotated_by_the_long_one(
         )[0, len(prompt) :].tolist()
     folder = convert(source)
     for n_batch in (1024, CHUNK):
-        monkeypatch.setattr(ort, "N_BATCH", n_batch)
-        assert np.abs(every_logit(folder, tokens) - expected).max() < TRANSFORMERS_TOLERANCE
-    engine = open_engine(folder, n_threads=1)
-    monkeypatch.setattr(engine, "_end_tokens", frozenset())
-    assert [step.token for step in engine.generate(prompt, GenerationSettings(max_tokens=N_NEW))] == greedy
+        assert np.abs(every_logit(folder, tokens, n_batch=n_batch) - expected).max() < TRANSFORMERS_TOLERANCE
+    engine = open_engine(folder, OpenSettings(n_threads=1))
+    written = engine.generate(prompt, GenerationSettings(max_tokens=N_NEW, ignore_end=True))
+    assert [step.token for step in written] == greedy
 
 
 @pytest.mark.slow
@@ -182,6 +172,9 @@ def test_the_folder_runs_in_onnxruntime_genai(family: str, tmp_path: Path) -> No
         theirs.append(int(generator.get_next_tokens()[0]))
     assert np.array_equal(logits, every_logit(folder, prompt))
     ours = [
-        step.token for step in open_engine(folder, n_threads=1).generate(prompt, GenerationSettings(max_tokens=N_NEW))
+        step.token
+        for step in open_engine(folder, OpenSettings(n_threads=1)).generate(
+            prompt, GenerationSettings(max_tokens=N_NEW)
+        )
     ]
     assert ours == theirs

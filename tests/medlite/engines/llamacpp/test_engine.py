@@ -10,9 +10,8 @@ import pytest
 
 from medlite.devices import process_memory
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest
+from medlite.engines.engine import N_BATCH, GenerationSettings, Logits, LogitsRequest, OpenSettings
 from medlite.engines.llamacpp.engine import LlamaCppEngine
-from medlite.engines.llamacpp.sequence import N_BATCH
 from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
 from tests.helpers.exact_llama import ExactLlama
 from tests.helpers.tiny_gguf import N_CONTEXT, write_tiny_gguf
@@ -35,7 +34,7 @@ def engine(tiny: Path) -> Iterator[LlamaCppEngine]:
 
 
 def open_tiny(path: Path, *, n_context: int | None = None) -> LlamaCppEngine:
-    opened = open_engine(path, device="cpu", n_threads=1, n_context=n_context)
+    opened = open_engine(path, OpenSettings(device="cpu", n_threads=1, n_context=n_context))
     assert isinstance(opened, LlamaCppEngine)
     return opened
 
@@ -382,7 +381,7 @@ def test_context_and_threads_are_as_asked_or_from_the_model(tiny: Path) -> None:
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
 def test_a_quantized_cache_answers_nearly_the_same(tiny: Path, engine: LlamaCppEngine, kv_type: str) -> None:
-    with open_engine(tiny, device="cpu", n_threads=1, kv_type=kv_type) as small:  # type: ignore[attr-defined]
+    with open_engine(tiny, OpenSettings(device="cpu", n_threads=1, kv_type=kv_type)) as small:  # type: ignore[attr-defined]
         assert small.memory.kv_cache < 0.6 * engine.memory.kv_cache
         rows = next(small.logits([LogitsRequest(PREFIX, tuple(range(40)))]))
     assert np.abs(rows - one_by_one(engine, PREFIX)).max() < {"q8_0": 0.1, "q4_0": 1.0}[kv_type]
@@ -405,4 +404,4 @@ def test_failures_to_load_name_the_reason(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(EngineError, match="unknown engine"):
         open_engine(tiny, engine="nosuch")
     with pytest.raises(EngineError, match="KV cache type"):
-        open_engine(tiny, kv_type="q5_0")
+        open_engine(tiny, OpenSettings(kv_type="q5_0"))

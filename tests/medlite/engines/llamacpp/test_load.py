@@ -9,6 +9,7 @@ import gguf
 import pytest
 
 from medlite.engines import open_engine
+from medlite.engines.engine import OpenSettings
 from medlite.engines.llamacpp import guard as llama_guard
 from medlite.errors import EngineError
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -45,7 +46,7 @@ def test_a_file_that_crashes_llama_cpp_is_an_error_with_the_reason(
 ) -> None:
     path = crashing(tmp_path, monkeypatch, method, value)
     with pytest.raises(EngineError, match=reason):
-        open_engine(path, device="cpu", n_threads=1)
+        open_engine(path, OpenSettings(device="cpu", n_threads=1))
     assert not llama_guard.is_remembered(path)
 
 
@@ -64,13 +65,13 @@ def test_a_file_that_loaded_well_is_tried_again_only_when_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    open_engine(path, device="cpu", n_threads=1).close()
+    open_engine(path, OpenSettings(device="cpu", n_threads=1)).close()
     assert llama_guard.is_remembered(path)
     monkeypatch.setattr(llama_guard, "CHILD", "import os; os.abort()")
-    open_engine(path, device="cpu", n_threads=1).close()
+    open_engine(path, OpenSettings(device="cpu", n_threads=1)).close()
     os.utime(path, ns=(0, 0))
     with pytest.raises(EngineError, match="SIGABRT"):
-        open_engine(path, device="cpu", n_threads=1)
+        open_engine(path, OpenSettings(device="cpu", n_threads=1))
     llama_guard.LOADED.path.write_text("{damaged")
     assert not llama_guard.is_remembered(path)
     llama_guard.remember(path)
@@ -80,9 +81,9 @@ def test_a_file_that_loaded_well_is_tried_again_only_when_it_changed(
 def test_the_last_words_of_llama_cpp_name_the_work(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
     code = (
-        "from pathlib import Path\nfrom medlite.engines import open_engine\n"
-        "from medlite import native\n"
-        f"open_engine(Path({str(path)!r}), device='cpu', n_threads=1)\n"
+        "from pathlib import Path\nfrom medlite import native\nfrom medlite.engines import open_engine\n"
+        "from medlite.engines.engine import OpenSettings\n"
+        f"open_engine(Path({str(path)!r}), OpenSettings('cpu', n_threads=1))\n"
         f"native.library()._lib.ggml_abort(b'/far/away/ops.cpp', 12, b'fatal %s', b'error')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

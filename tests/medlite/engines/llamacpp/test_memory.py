@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from medlite.engines.engine import N_BATCH, OpenSettings
 from medlite.engines.llamacpp import memory as llama_memory
-from medlite.engines.llamacpp.engine import N_BATCH, open_llamacpp
+from medlite.engines.llamacpp.engine import open_llamacpp
 from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, choose_context, estimate, read_shape
 from medlite.errors import EngineError, MemoryShortError
 from medlite.formats.gguf import GGML_TYPES, Header, Kind, TensorInfo, Value, read_header
@@ -25,7 +26,9 @@ EIGHT_B = ModelShape(
 def test_the_estimate_is_what_llama_cpp_allocates(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", n_context=4096)
     for n_context, kv_type in ((512, "f16"), (4096, "f16"), (4096, "q8_0")):
-        with open_llamacpp(path, device="cpu", n_context=n_context, n_threads=1, kv_type=kv_type) as engine:
+        with open_llamacpp(
+            path, OpenSettings(device="cpu", n_context=n_context, n_threads=1, kv_type=kv_type)
+        ) as engine:
             buffers = engine.info.buffer_bytes
             assert engine.memory.kv_cache == pytest.approx(buffers["CPU KV"], rel=0.01)
             allocated = sum(size for name, size in buffers.items() if name != "CPU_Mapped model")

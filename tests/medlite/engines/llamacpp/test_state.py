@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medlite.engines import open_engine
-from medlite.engines.engine import GenerationSettings, KeepsState
+from medlite.engines.engine import GenerationSettings, KeepsState, OpenSettings
 from medlite.engines.llamacpp import state as llama_state
 from medlite.engines.llamacpp.engine import LlamaCppEngine
 from medlite.errors import EngineError, OutputError
@@ -35,7 +35,7 @@ def engine(tiny: Path) -> Iterator[LlamaCppEngine]:
 
 
 def opened(path: Path, **options: object) -> LlamaCppEngine:
-    engine = open_engine(path, device="cpu", n_threads=1, **options)  # type: ignore[arg-type]
+    engine = open_engine(path, OpenSettings(device="cpu", n_threads=1, **options))  # type: ignore[arg-type]
     assert isinstance(engine, LlamaCppEngine)
     return engine
 

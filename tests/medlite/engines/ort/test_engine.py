@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 import medlite  # noqa: E402
 from medlite.devices import Gpu  # noqa: E402
 from medlite.engines import open_engine  # noqa: E402
-from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest  # noqa: E402
+from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest, OpenSettings  # noqa: E402
 from medlite.engines.json_schema import lark_from_json_schema  # noqa: E402
 from medlite.engines.ort import engine as ort  # noqa: E402
 from medlite.engines.ort import session as ort_session  # noqa: E402
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MemoryShortError, MissingExtraError  # noqa: E402
-from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, read_onnx_facts  # noqa: E402
+from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME, read_onnx_facts  # noqa: E402
 from quantize.onnx.folder import onnx_output  # noqa: E402
 from quantize.onnx.plan import make_onnx_plan  # noqa: E402
 from quantize.onnx.recipes import ONNX_RECIPES  # noqa: E402
@@ -52,39 +53,44 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(source: Path) -> Path:
-    return convert(source, source / "q4m")
+def folders(source: Path) -> dict[str, Path]:
+    return {recipe: convert(source, source / recipe, recipe) for recipe in TOLERANCE}
+
+
+@pytest.fixture(scope="module")
+def folder(folders: dict[str, Path]) -> Path:
+    return folders["q4m"]
 
 
 def open_tiny(path: Path, **options: Any) -> ort.OrtEngine:
-    opened = open_engine(path, n_threads=1, **options)
+    opened = open_engine(path, OpenSettings(n_threads=1, **options))
     assert isinstance(opened, ort.OrtEngine)
     return opened
 
 
 @pytest.fixture(scope="module")
-def engine(source: Path) -> Iterator[ort.OrtEngine]:
-    with open_tiny(convert(source, source / "fp32", "fp32")) as opened:
+def engine(folders: dict[str, Path]) -> Iterator[ort.OrtEngine]:
+    with open_tiny(folders["fp32"]) as opened:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def quantized(folder: Path) -> Iterator[ort.OrtEngine]:
-    with open_tiny(folder) as opened:
-        yield opened
+@pytest.fixture(scope="module", params=TOLERANCE)
+def batched(
+    request: pytest.FixtureRequest, folders: dict[str, Path]
+) -> Iterator[tuple[ort.OrtEngine, ort.OrtEngine, float]]:
+    """An engine, the one that reads token by token, and how far apart their logits may be; for each recipe."""
+    path = folders[request.param]
+    with open_tiny(path, n_batch=256) as opened, open_tiny(path, n_batch=1) as single:
+        yield opened, single, TOLERANCE[request.param]
 
 
 def random_tokens(n: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, 256, n).tolist())
 
 
-def one_by_one(engine: ort.OrtEngine, tokens: tuple[int, ...]) -> Logits:
-    """The oracle: each token in a run of its own. (n_tokens, n_vocab)."""
-    with engine._exclusive() as decoder:
-        engine._forget(decoder)
-        rows = [engine._read(decoder, [token], 0, len(tokens))[-1].copy() for token in tokens]
-        engine._forget(decoder)
-    return np.stack(rows)
+def one_by_one(single: ort.OrtEngine, tokens: tuple[int, ...]) -> Logits:
+    """The oracle: each token in a run of its own, by an engine whose batches are one token. (n_tokens, n_vocab)."""
+    return next(single.logits([LogitsRequest(tokens, tuple(range(len(tokens))))]))
 
 
 PREFIX = random_tokens(40, seed=1)
@@ -103,17 +109,13 @@ CASES: dict[str, list[LogitsRequest]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("recipe", TOLERANCE)
-def test_logits_equal_single_runs(
-    recipe: str, case: str, engine: ort.OrtEngine, quantized: ort.OrtEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ort, "N_BATCH", 256)
-    one = engine if recipe == "fp32" else quantized
+def test_logits_equal_single_runs(case: str, batched: tuple[ort.OrtEngine, ort.OrtEngine, float]) -> None:
+    one, single, tolerance = batched
     for request, got in zip(CASES[case], list(one.logits(CASES[case])), strict=True):
         assert got.shape == (len(request.positions), one.info.n_vocab)
         if request.positions:
-            expected = one_by_one(one, request.tokens)[list(request.positions)]
-            assert np.abs(got - expected).max() < TOLERANCE[recipe]
+            expected = one_by_one(single, request.tokens)[list(request.positions)]
+            assert np.abs(got - expected).max() < tolerance
 
 
 def test_the_same_requests_give_the_same_bits(engine: ort.OrtEngine) -> None:
@@ -150,7 +152,8 @@ def test_generation_is_greedy_and_continues_what_it_read(engine: ort.OrtEngine) 
     steps = list(engine.generate(PREFIX, GenerationSettings(max_tokens=6)))
     sequence = list(PREFIX)
     for step in steps:
-        assert step.token == int(one_by_one(engine, tuple(sequence))[-1].argmax())
+        (logits,) = engine.logits([LogitsRequest(tuple(sequence), (len(sequence) - 1,))])
+        assert step.token == int(logits[-1].argmax())
         sequence.append(step.token)
     assert steps[-1].finish in ("length", "stop")
     list(engine.generate(PREFIX, GenerationSettings(max_tokens=4)))
@@ -170,10 +173,15 @@ def test_a_reply_follows_a_schema(engine: ort.OrtEngine) -> None:
         jsonschema.validate(json.loads("".join(step.text for step in steps)), schema)
 
 
-def test_an_end_token_stops(engine: ort.OrtEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [step.token for step in engine.generate(PREFIX, GenerationSettings(max_tokens=5))]
-    monkeypatch.setattr(engine, "_end_tokens", frozenset(free[2:3]))
-    steps = list(engine.generate(PREFIX, GenerationSettings(max_tokens=5)))
+def test_an_end_token_stops(engine: ort.OrtEngine, folders: dict[str, Path], tmp_path: Path) -> None:
+    free = [step.token for step in engine.generate(PREFIX, GenerationSettings(max_tokens=5, ignore_end=True))]
+    path = shutil.copytree(folders["fp32"], tmp_path / "m")
+    facts = json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
+    (path / FACTS_NAME).write_text(json.dumps(facts | {"end_tokens": free[2:3]}), encoding="utf-8")
+    with open_tiny(path) as ending:
+        steps = list(ending.generate(PREFIX, GenerationSettings(max_tokens=5)))
+        on = list(ending.generate(PREFIX, GenerationSettings(max_tokens=5, ignore_end=True)))
+    assert [step.token for step in on] == free
     assert [step.finish for step in steps][-1] == "stop"
     assert len(steps) == free.index(free[2]) + 1
     assert steps[-1].text == ""
@@ -225,17 +233,19 @@ def test_what_does_not_fit_is_refused_before_any_work(engine: ort.OrtEngine) -> 
     ("options", "message"),
     [
         ({"kv_type": "q8_0"}, "fixes the type"),
+        ({"dtype": "float32"}, "fixes the types"),
         ({"n_threads": 0}, "0 threads"),
         ({"n_context": 513}, "trained for 512"),
         ({"n_context": -1}, "trained for 512"),
         ({"device": "npu"}, "unknown device"),
         ({"device": "cuda"}, "made for the CPU"),
-        ({"engine": "abacus"}, "unknown engine"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(EngineError, match=message):
-        open_engine(folder, **options)
+        open_engine(folder, OpenSettings(**options))
+    with pytest.raises(EngineError, match="unknown engine"):
+        open_engine(folder, engine="abacus")
 
 
 def test_a_folder_that_is_too_large_for_the_memory(folder: Path) -> None:
@@ -322,11 +332,11 @@ def test_cuda_without_a_gpu_or_provider_is_refused(
     runtime = ort_session.import_runtime()
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(DeviceError, match="no CUDA provider"):
-        open_engine(path, device="cuda")
+        open_engine(path, OpenSettings(device="cuda"))
     monkeypatch.setattr(runtime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(ort_session, "find_gpus", lambda: ())
     with pytest.raises(DeviceError, match="no NVIDIA GPU"):
-        open_engine(path, device="cuda")
+        open_engine(path, OpenSettings(device="cuda"))
     assert open_engine(path).info.device == "cpu"
 
 
@@ -362,8 +372,8 @@ def guard(event, arguments):
         raise SystemExit(f"SOCKET {event}")
 sys.addaudithook(guard)
 from medlite.engines import open_engine  # noqa: E402
-from medlite.engines.engine import GenerationSettings
-engine = open_engine(sys.argv[1], n_threads=1)
+from medlite.engines.engine import GenerationSettings, OpenSettings
+engine = open_engine(sys.argv[1], OpenSettings(n_threads=1))
 print(len(list(engine.generate([1, 2, 3], GenerationSettings(max_tokens=3)))))
 time.sleep(1.0)     # telemetry sends from a thread of its own
 files = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]

@@ -14,14 +14,15 @@ from bench.compare.compare import compare
 from bench.run.artifacts import facts_of_server, template_of_server
 from bench.run.measure import Output, Subject, measure, prepare
 from bench.run.record import RunRecord, read_record
-from bench.run.worker import open_server
 from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, score_samples
 from bench.score.server import score_on_server
 from bench.settings import RunSettings
 from bench.tasks import find_task
+from medlite.engines import open_server
+from medlite.engines.engine import AnswersEngine, LogitsEngine, OpenSettings
 from medlite.engines.server.engine import OpenAIEngine, open_openai
 from medlite.engines.server.http import KEY_VARIABLE, WAITS_SECONDS, JsonClient, parse_address
-from medlite.errors import EngineError, ServerError, TaskError
+from medlite.errors import ServerError, TaskError
 from tests.helpers.bench_toys import make_items, make_sample
 from tests.helpers.fake_server import DIALECTS, FakeServer, serving
 from tests.helpers.toy_engine import ToyEngine
@@ -130,8 +131,8 @@ def test_whole_distributions_are_refused_where_the_server_cannot_tell_them() -> 
         opened(server, full=True)
     with serving(toy(), "vllm") as server:
         engine = opened(server)
-        with pytest.raises(EngineError, match="tells the 20 most probable tokens, not all"):
-            engine.logits([])
+        assert isinstance(engine, AnswersEngine)
+        assert not isinstance(engine, LogitsEngine)
         engine.close()
 
 
@@ -151,7 +152,7 @@ def run(engine: OpenAIEngine, path: Path, settings: RunSettings) -> RunRecord:
         [],
         settings,
     )
-    return measure(engine, Subject(facts_of_server(engine), None), questions, settings, Output(path))
+    return measure(engine, Subject(facts_of_server(engine.served), None), questions, settings, Output(path))
 
 
 def test_a_record_says_what_it_does_not_know_and_compare_shows_no_kl(tmp_path: Path) -> None:
@@ -174,14 +175,14 @@ def test_a_record_says_what_it_does_not_know_and_compare_shows_no_kl(tmp_path: P
 def test_chat_prompts_come_from_the_template_that_the_server_tells() -> None:
     with serving(ToyEngine(), "llama") as server:
         engine = opened(server)
-        assert template_of_server(engine).special_tokens["bos_token"] == "<|begin_of_text|>"
+        assert template_of_server(engine.served).special_tokens["bos_token"] == "<|begin_of_text|>"
         assert engine.tokenize("<|eot_id|>", add_bos=False, parse_special=True) == [260]
         assert len(engine.tokenize("<|eot_id|>", add_bos=False)) == 10
         engine.close()
     with serving(ToyEngine(), "vllm") as server:
         engine = opened(server)
         with pytest.raises(TaskError, match="does not tell the model's chat template"):
-            template_of_server(engine)
+            template_of_server(engine.served)
         engine.close()
 
 
@@ -275,9 +276,9 @@ def test_addresses(url: str, text: str, here: bool) -> None:
 def test_offline_only_this_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ServerError, match="http://gpu7:80 is another machine"):
-        open_server(RunSettings(url="gpu7"))
+        open_server("gpu7")
     with serving(toy(), "vllm") as server:
-        open_server(RunSettings(url=server.url)).close()
+        open_server(server.url).close()
 
 
 def test_nobody_at_the_address_is_said_at_once() -> None:
@@ -394,7 +395,7 @@ def test_llama_server_answers_as_the_engine_in_this_process(tmp_path: Path) -> N
     finally:
         program.terminate()
         program.wait()
-    engine = open_engine(model, device="cpu", n_threads=1)
+    engine = open_engine(model, OpenSettings(device="cpu", n_threads=1))
     for one, other in zip(found, score_samples(engine, items), strict=True):  # type: ignore[arg-type]
         assert one.prediction == other.prediction
         assert one.option_log_probabilities == pytest.approx(other.option_log_probabilities, abs=0.02)
