@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medlite.engines.engine import AnswersEngine, LogitsEngine, OnLoad, OpenSettings
-from medlite.errors import EngineError, ServerError
+from medlite.errors import EngineError
 from medlite.formats.artifact import artifact_format
-from medlite.models.hub import is_offline
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ ENGINES: dict[str, EngineRow] = {
     ),
 }
 # The same for a model behind a server, which has an address instead of a path.
-# opener(Address, model, exact) -> AnswersEngine
+# opener(url, model, exact) -> AnswersEngine
 SERVER_ENGINES: dict[str, EngineRow] = {
     "openai": EngineRow("medlite.engines.server.engine", "open_openai", opens="server")
 }
@@ -109,13 +108,5 @@ def open_server(url: str, *, engine: str = "openai", model: str = "", exact: boo
     Raises ServerError if it cannot be reached, has no such model or does not return what is needed; and for another
     machine where the user forbade the network.
     """
-    from medlite.engines.server.http import parse_address
-
-    address = parse_address(url)
-    if is_offline() and not address.is_this_machine:
-        raise ServerError(
-            f"{address.text} is another machine, and --offline or HF_HUB_OFFLINE forbids the network",
-            hint="a server on localhost may be asked",
-        )
-    opened: AnswersEngine = SERVER_ENGINES[engine].open(address, model, exact)
+    opened: AnswersEngine = SERVER_ENGINES[engine].open(url, model, exact)
     return opened

@@ -23,7 +23,7 @@ from medlite.engines.engine import (
     ServedModel,
 )
 from medlite.engines.requests import check_logits_request
-from medlite.engines.server.http import Address, JsonClient, Reply
+from medlite.engines.server.http import JsonClient, Reply, parse_address
 from medlite.engines.server.replies import (
     LEAST_LOG_PROBABILITY,
     Completion,
@@ -275,18 +275,25 @@ def _token_ids(reply: Reply) -> list[int]:
 
 
 def open_openai(
-    address: Address, model: str = "", full: bool = False, *, sleep: Callable[[float], None] = time.sleep
+    url: str, model: str = "", exact: bool = False, *, sleep: Callable[[float], None] = time.sleep
 ) -> OpenAIEngine:
-    """The server at `address`, asked what it is and what it tells. full: all log-probabilities are needed, and an
+    """The server at `url`, asked what it is and what it tells. exact: all log-probabilities are needed, and an
     ExactOpenAIEngine comes back.
 
-    Raises ServerError if it cannot be reached, has no such model, or tells no log-probabilities.
+    Raises ServerError if it cannot be reached, has no such model, or tells no log-probabilities, and for another
+    machine where the user forbade the network.
     """
+    address = parse_address(url)
+    if is_offline() and not address.is_this_machine:
+        raise ServerError(
+            f"{address.text} is another machine, and --offline or HF_HUB_OFFLINE forbids the network",
+            hint="a server on localhost may be asked",
+        )
     client = JsonClient(address, sleep=sleep)
     try:
         facts = _dialect(client, _model_row(client, model))
         facts = replace(facts, n_top=_most_told(client, facts), echo=_echoes(client, facts))
-        if full and not (facts.n_vocab and facts.tokenizer):
+        if exact and not (facts.n_vocab and facts.tokenizer):
             raise ServerError(
                 f"{address.text}: {facts.dialect} does not tell the whole vocabulary's probabilities",
                 hint="without --exact, or with llama-server",
@@ -294,7 +301,7 @@ def open_openai(
     except BaseException:
         client.close()
         raise
-    return (ExactOpenAIEngine if full else OpenAIEngine)(client, replace(facts, full=full))
+    return (ExactOpenAIEngine if exact else OpenAIEngine)(client, replace(facts, full=exact))
 
 
 def _model_row(client: JsonClient, wanted: str) -> dict[str, Any]:

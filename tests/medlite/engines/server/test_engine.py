@@ -38,7 +38,7 @@ def toy() -> ToyEngine:
 
 
 def opened(server: FakeServer, *, full: bool = False, waits: list[float] | None = None) -> OpenAIEngine:
-    return open_openai(parse_address(server.url), full=full, sleep=(waits if waits is not None else []).append)
+    return open_openai(server.url, exact=full, sleep=(waits if waits is not None else []).append)
 
 
 def scored(server: FakeServer, items: list[tuple[object, Prompt]], *, full: bool = False) -> list[ScoredSample]:
@@ -238,7 +238,7 @@ def test_a_proxy_of_the_environment_gets_nothing(monkeypatch: pytest.MonkeyPatch
 def test_the_models_name_is_checked() -> None:
     with serving(toy(), "vllm") as server:
         with pytest.raises(ServerError, match="has no model 'gpt-9'") as caught:
-            open_openai(parse_address(server.url), model="gpt-9")
+            open_openai(server.url, model="gpt-9")
         assert caught.value.hint == "--model toy-70b"
 
 
@@ -285,7 +285,7 @@ def test_nobody_at_the_address_is_said_at_once() -> None:
     with serving(toy(), "vllm") as server:
         url = server.url
     with pytest.raises(ServerError, match="cannot be reached: ConnectionRefusedError"):
-        open_openai(parse_address(url))
+        open_openai(url)
 
 
 def test_a_server_that_never_answers_is_given_up_after_its_timeouts() -> None:
@@ -406,7 +406,7 @@ def open_until_ready(port: int) -> OpenAIEngine:
     """The server, once it listens; its 503 while it loads is waited for by the client itself."""
     for _ in range(100):
         try:
-            return open_openai(parse_address(f"http://127.0.0.1:{port}"))
+            return open_openai(f"http://127.0.0.1:{port}")
         except ServerError:
             time.sleep(0.1)
     raise AssertionError("llama-server did not start")
