@@ -34,6 +34,7 @@ from medlite.engines.server.replies import (
     told,
 )
 from medlite.errors import ContextError, RefusedError, ServerError
+from medlite.models.hub import is_offline
 
 TOPS = (100, 20, 5, 1)  # tried in this order: vLLM's usual limit is 20, OpenAI's 5
 PROBE = "The patient takes"
