@@ -69,14 +69,8 @@ BENCH_FLOORS = (
     "bench",
 )
 
-# Debts of the move, to be paid before it ends: imports that the list forbids, circles, a library that prints.
-PENDING: set[tuple[str, str]] = set()
-PENDING_CIRCLES: set[str] = set()
-PENDING_ROOMS: set[str] = set()
-
 # Where a command or a process starts: our own modules may be imported inside functions there.
 STARTS = ("medlite.cli", "medlite.demo.train", "bench.run.worker")
-PENDING_DEFERRED = {"quantize.onnx.plan"}
 
 TERMINAL_ONLY = {"click", "rich", "prompt_toolkit"}
 HEAVY = {"torch", "transformers", "onnxruntime", "onnx", "sentencepiece", "matplotlib"}
@@ -131,8 +125,6 @@ def violations(own: str, imported: str) -> str | None:
 def test_a_module_imports_only_rooms_that_its_own_may(path: Path) -> None:
     own = module_name(path)
     for name in imports_of(path):
-        if any(own.startswith(a) and name.startswith(b) for a, b in PENDING):
-            continue
         why = violations(own, name)
         assert why is None, f"{own} imports {name}: {why}"
 
@@ -158,7 +150,7 @@ def test_the_list_forbids_what_it_must(own: str, imported: str) -> None:
 
 def test_every_room_of_the_list_exists() -> None:
     """A room that is gone would leave an allowance that nobody reads."""
-    assert {name for name in ROOMS if name not in MODULES} == PENDING_ROOMS
+    assert [name for name in ROOMS if name not in MODULES] == []
 
 
 @pytest.mark.parametrize("room", [*ROOMS, *BENCH_FLOORS])
@@ -172,7 +164,7 @@ def test_the_picture_shows_every_room(room: str) -> None:
 def test_our_own_modules_are_imported_at_the_top() -> None:
     """Except where a program starts: an import inside a function hides an arrow, and often a circle."""
     for own, path in MODULES.items():
-        if own.startswith(STARTS) or own in PENDING_DEFERRED:
+        if own.startswith(STARTS):
             continue
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(function, ast.FunctionDef):
@@ -216,7 +208,7 @@ def test_no_import_circles() -> None:
         name: {found for found in imports_of(path) if found != name and found in MODULES}
         for name, path in MODULES.items()
     }
-    assert [group for group in circles(graph) if not PENDING_CIRCLES & set(group)] == []
+    assert circles(graph) == []
 
 
 def test_a_circle_is_found() -> None:

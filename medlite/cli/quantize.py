@@ -70,7 +70,7 @@ A conversion that was interrupted continues when the same command is run again."
     type=click.Choice(["gguf", "onnx"]),
     default="gguf",
     show_default=True,
-    help="llama.cpp's format, or a folder for ONNX Runtime (recipes q4m, q4, q8, fp16, fp32).",
+    help="llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
 )
 @click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
 @click.option("--device", help="ONNX: where the graph will run, cpu or cuda (default: cpu).")
@@ -245,14 +245,15 @@ def onnx_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]"
     """An ONNX folder for each recipe. With --exporter optimum its float32 export lies beside them meanwhile."""
     from medlite.models.hub import find_checkpoint
     from quantize.onnx.folder import onnx_output
-    from quantize.onnx.recipes import DEFAULT_RECIPE, find_onnx_recipe
+    from quantize.onnx.recipes import DEFAULT_RECIPE, ONNX_RECIPES, find_onnx_recipe
 
     stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
     folder = find_checkpoint(asked.source, offline=asked.offline)
     names = asked.recipes if stated else (DEFAULT_RECIPE,)
     recipes = list(dict.fromkeys(map(find_onnx_recipe, names)))
     if asked.block and not any(recipe.is_quantized for recipe in recipes):
-        raise RecipeError(f"--block has no effect on {recipes[0].name}", hint="--recipe q4m, q4 or q8")
+        blocks = ", ".join(row.name for row in ONNX_RECIPES.values() if row.is_quantized)
+        raise RecipeError(f"--block has no effect on {recipes[0].name}", hint=f"--recipe, one of {blocks}")
     paths = [output_folder(folder, recipe.name, asked.out, several=len(recipes) > 1) for recipe in recipes]
     with onnx_plans(folder, recipes, paths[0].parent, asked) as plans:
         yield [onnx_output(plan, path) for plan, path in zip(plans, paths, strict=True)], write_settings(asked)

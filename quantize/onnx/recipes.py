@@ -37,7 +37,7 @@ class OnnxRecipe:
 # block 32, against float32, when one category of q4 gets 8 bits: none 0.00096, output 0.00039, embedding 0.00069,
 # attn_k and attn_q 0.00093, every other one 0.00094 to 0.00095. Together: output + embedding 0.00014, with attn_v
 # 0.00015, with ffn_down too 0.00012, with the whole first layer 0.00005. Without zero points q4 has 0.00111; q8 has
-# 0.00002. onnx.md has the table of the demo checkpoint and the command that makes it.
+# 0.00002. README.md has the table of the demo checkpoint and the command that makes it.
 # fmt: off
 ONNX_RECIPES: dict[str, OnnxRecipe] = {row.name: row for row in (
     OnnxRecipe("fp32", 32, summary="exact, for parity checks"),
