@@ -1,22 +1,21 @@
 """The facts of what is measured: an artifact, or a Hugging Face checkpoint folder for the reference engine."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from bench.ask.chat_protocol import TemplateSource, template_of_header
-from bench.run import memory
 from bench.run.record import ArtifactFacts
 from medlite.engines.engine import ServedModel
-from medlite.errors import ArtifactError, TaskError
+from medlite.engines.llamacpp.memory import kv_bytes_per_token, read_shape
+from medlite.errors import ArtifactError, EngineError, TaskError
 from medlite.files import file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.hub_cache import repository_or_folder
+from medlite.formats.json import read_json
 from medlite.formats.onnx_folder import read_onnx_facts
 from medlite.formats.receipt import receipt_path, source_name
 from medlite.formats.safetensors import read_safetensors_header
@@ -38,14 +37,26 @@ class Measured:
         """Bytes of keys and values for n_context tokens, of GGUF at float16; 0 if the shape is not known."""
         if self.artifact and self.artifact.format == "onnx":
             return read_onnx_facts(self.path).kv_bytes_per_token() * n_context
-        return memory.kv_cache_bytes(self.header, n_context) if self.header else 0
+        if self.header is None:
+            return 0
+        try:
+            return kv_bytes_per_token(read_shape(self.header), "f16") * n_context
+        except EngineError:
+            return 0
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What is read of a checkpoint's config.json."""
+
+    max_position_embeddings: object = 0
 
 
 def look_at(path: Path) -> Measured:
     """Size and context of the artifact at `path`, from its headers. Raises ArtifactError if it is none."""
     if any(path.glob("*.safetensors")):
         n_bytes = sum(file.stat().st_size for file in weight_files(path))
-        trained = read_config(path).get("max_position_embeddings", 0)
+        trained = read_json(path / "config.json", _Config, ArtifactError).max_position_embeddings
         return Measured(path, n_bytes, trained if isinstance(trained, int) else 0)
     artifact = open_artifact(path)
     return Measured(
@@ -145,14 +156,3 @@ def weight_files(folder: Path) -> list[Path]:
     if not files or not (folder / "config.json").is_file():
         raise ArtifactError(f"{folder}: no checkpoint: config.json and *.safetensors were needed")
     return files
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as an object."""
-    try:
-        value = json.loads((folder / "config.json").read_bytes())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{folder / 'config.json'}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{folder / 'config.json'}: found {type(value).__name__}, an object was needed")
-    return value

@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 
 from medlite.engines.engine import EngineInfo
-from medlite.formats.gguf import Header
 
 SMAPS = Path("/proc/self/smaps")
-F16_BYTES = 2
 SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.gguf")
 
 
@@ -34,22 +32,3 @@ def mapped_bytes_of(path: Path, smaps: Path = SMAPS) -> int:
 def allocated_kv_bytes(info: EngineInfo) -> int:
     """Bytes of keys and values that the runtime says it allocated, over all devices; 0 where it does not say."""
     return sum(n_bytes for name, n_bytes in info.buffer_bytes.items() if name.split()[-1] == "KV")
-
-
-def kv_cache_bytes(header: Header, n_context: int) -> int:
-    """Bytes of keys and values at float16 for n_context tokens; 0 if the header does not say the shape.
-
-    2 (keys, values) * n_layers * n_context * n_head_kv * head_dim * 2 bytes; layers with a sliding window keep less.
-    """
-    arch = header.get("general.architecture")
-
-    def number(key: str) -> int:
-        value = header.get(f"{arch}.{key}", 0)
-        return value if isinstance(value, int) else 0
-
-    n_head = number("attention.head_count")
-    n_head_kv = number("attention.head_count_kv") or n_head
-    default = number("embedding_length") // n_head if n_head else 0
-    key_dim = number("attention.key_length") or default
-    value_dim = number("attention.value_length") or default
-    return number("block_count") * n_context * n_head_kv * (key_dim + value_dim) * F16_BYTES

@@ -1,4 +1,4 @@
-"""Logits -> log-probabilities of the options -> scored samples. The only place where a log-probability is computed.
+"""Logits -> log-probabilities of the options -> scored samples. The one log-softmax that all measurements use.
 
 Tokens are cut into context and continuation as lm-evaluation-harness does, so that equal models give equal numbers:
 lm_eval/api/model.py, TemplateLM._encode_pair, and models/huggingface.py, HFLM._loglikelihood_tokens.

@@ -13,7 +13,6 @@ on top of q4m.
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.score.scoring import log_softmax
+from bench.text.distance import Kept, kl_of_token, mean_of
 from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import make_onnx_plan
 from quantize.onnx.recipes import ONNX_RECIPES, OnnxRecipe
@@ -78,11 +79,7 @@ class Scorer:
         empty = np.zeros((len(rows), self.n_head_kv, 0, self.width), np.float32)
         feed: dict[str, Any] = {one.name: empty for one in self.session.get_inputs() if one.name.startswith("past")}
         logits = self.session.run(["logits"], feed | {"input_ids": ids, "attention_mask": mask})[0]
-        logits = logits[:, first:][mask[:, first:].astype(bool)]
-        wide = logits.astype(np.float64)
-        wide -= wide.max(axis=1, keepdims=True)
-        normed: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-        return normed
+        return log_softmax(logits[:, first:][mask[:, first:].astype(bool)])
 
 
 def read_texts(path: Path, tokenizer: Path, limit: int) -> list[list[int]]:
@@ -98,14 +95,15 @@ def measure(exact: Path, folder: Path, texts: list[list[int]]) -> Loss:
     """The loss of `folder` against `exact` on `texts`."""
     reference, scorer = Scorer(exact), Scorer(folder)
     shared = next((i for i, column in enumerate(zip(*texts, strict=False)) if len(set(column)) > 1), 0)
-    divergences, same = [], 0
+    divergences: list[float] = []
+    same: list[bool] = []
     for first in range(0, len(texts), BATCH):
         batch = texts[first : first + BATCH]
         a, b = reference(batch, shared), scorer(batch, shared)
-        divergences.append((np.exp(a) * (a - b)).sum(axis=1))
-        same += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
-    every = np.concatenate(divergences)
-    return Loss(float(every.mean()), float(every.std() / math.sqrt(len(every))), same / len(every), len(every))
+        divergences += [kl_of_token(Kept(None, p), q)[0] for p, q in zip(a.astype(np.float32), b, strict=True)]
+        same += list(a.argmax(axis=1) == b.argmax(axis=1))
+    found = mean_of(np.asarray(divergences))
+    return Loss(found.value, found.standard_error, float(np.mean(same)), len(divergences))
 
 
 def make_ours(source: Path, target: Path, recipe: OnnxRecipe, block: int) -> Path:
