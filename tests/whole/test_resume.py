@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,12 @@ write(outputs, WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
 
-def run_until_killed(folder: Path, limit: int, *recipes: str, signal_number: int = 9) -> int:
-    """The exit status of a conversion that kills itself after `limit` output bytes."""
+def run_until_killed(folder: Path, limit: int, *recipes: str, signal_number: int = 9) -> None:
+    """Run a conversion that kills itself after `limit` output bytes, and see that it died of that."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILL_AFTER, str(folder), str(limit), str(signal_number), *recipes]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal_number, done.stderr
 
 
 def convert(folder: Path, *recipes: str, **settings: object) -> list[int]:
@@ -74,7 +76,7 @@ def whole(folder: Path, recipe: str) -> tuple[bytes, dict[str, object]]:
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.95])
 def test_a_killed_conversion_continues_to_the_same_bytes(share: float, folder: Path) -> None:
     expected, receipt = whole(folder, "Q4_K_M")
-    assert run_until_killed(folder, int(share * len(expected)), "Q4_K_M") == -9
+    run_until_killed(folder, int(share * len(expected)), "Q4_K_M")
     path = folder / "Q4_K_M.gguf"
     assert not path.exists()
     assert part_path(path).exists()
@@ -88,7 +90,7 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, folder: P
 
 def test_several_recipes_continue_together(folder: Path) -> None:
     expected = {name: whole(folder, name)[0] for name in ("Q8_0", "Q3_K_M")}
-    assert run_until_killed(folder, 2_000_000, *expected) == -9
+    run_until_killed(folder, 2_000_000, *expected)
     assert all(n > 0 for n in convert(folder, *expected))
     for name, content in expected.items():
         assert (folder / f"{name}.gguf").read_bytes() == content
@@ -96,7 +98,7 @@ def test_several_recipes_continue_together(folder: Path) -> None:
 
 def test_ctrl_c_leaves_no_final_name_and_can_be_continued(folder: Path) -> None:
     expected, _ = whole(folder, "Q5_K_M")
-    assert run_until_killed(folder, len(expected) // 3, "Q5_K_M", signal_number=2) != 0
+    run_until_killed(folder, len(expected) // 3, "Q5_K_M", signal_number=2)
     assert not (folder / "Q5_K_M.gguf").exists()
     convert(folder, "Q5_K_M")
     assert (folder / "Q5_K_M.gguf").read_bytes() == expected
@@ -199,40 +201,50 @@ def test_the_receipt_states_the_error_that_a_reader_would_compute(folder: Path) 
         assert row["worst_row"] == int(ratios.argmax())
 
 
-def test_the_command_says_that_it_can_be_continued(folder: Path) -> None:
-    """Ctrl-C on the real command: exit code 130, a hint, no file under the final name."""
-    import signal
-    import time
+# The command itself; the bar of the conversion says when it has moved, and holds the conversion there.
+STOP_AT_A_SLAB = """
+import os, sys
+from contextlib import contextmanager
+from medlite.cli import display, main
+@contextmanager
+def progress_bar(title, total, **settings):
+    def advance(n):
+        if n:
+            os.write(1, b"moved\\n")
+            os.read(0, 1)
+    yield advance
+display.progress_bar = progress_bar
+sys.argv[0] = "medlite"
+main()
+"""
 
+
+@pytest.mark.parametrize("options", [("--recipe", "IQ4_NL", "--recipe", "Q3_K_L"), ("--format", "onnx")])
+def test_the_command_says_that_it_can_be_continued(options: tuple[str, ...], folder: Path) -> None:
+    """Ctrl-C on the real command: exit code 130, a hint, no file under the final name, and it does continue."""
+    if "onnx" in options:
+        pytest.importorskip("onnx", reason="needs the extra [onnx]")
+    arguments = ["quantize", str(folder), *options, "--out", f"{folder}/"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "medlite",
-            "quantize",
-            str(folder),
-            "--recipe",
-            "IQ4_NL",
-            "--recipe",
-            "Q3_K_L",
-            "--out",
-            str(folder),
-        ],
+        [sys.executable, "-c", STOP_AT_A_SLAB, *arguments],
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("*.journal")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "moved\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the conversion was over before the signal came")
+    _, stderr = process.communicate(timeout=60)  # closes standard input, which lets the slab go
     assert process.returncode == 130, stderr
+    assert "run the same command again" in stderr
     assert "Traceback" not in stderr
-    assert not list(folder.glob("*.gguf"))
+    before = {path.name for path in folder.iterdir()}
+    assert {name for name in before if "m-" in name and ".part" not in name} == set()
+    done = subprocess.run([sys.executable, "-m", "medlite", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "from the interrupted run" in done.stdout
 
 
 def test_json_output_lists_files_and_totals(folder: Path) -> None:

@@ -54,10 +54,12 @@ def convert(folder: Path, recipe: str = "q4m", **settings: object) -> Written:
     return write([onnx_output(plan, folder / "out")], WriteSettings(**settings))[0]  # type: ignore[arg-type]
 
 
-def run_until_killed(folder: Path, limit: int, signal_number: int = 9) -> int:
+def run_until_killed(folder: Path, limit: int, signal_number: int = 9) -> None:
+    """Run a conversion that kills itself after `limit` output bytes, and see that it died of that."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILL_AFTER, str(folder), str(limit), str(signal_number)]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal_number, done.stderr
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -81,7 +83,7 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, signal_nu
     written = convert(folder)
     expected = digests(folder / "out")
     (folder / "out").rename(folder / "whole")
-    assert run_until_killed(folder, int(share * written.output.files[1].n_bytes), signal_number) != 0
+    run_until_killed(folder, int(share * written.output.files[1].n_bytes), signal_number)
     assert not (folder / "out").exists()
     assert part_path(folder / "out").exists()
     assert convert(folder).n_resumed_bytes > 0.4 * share * written.output.files[1].n_bytes
