@@ -4,7 +4,8 @@ A grammar is a text in llguidance's Lark notation; `gbnf.py` and `json_schema.py
 bytes that it writes, so a control token can never stand for its name, and a reply is UTF-8 at every character.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -16,21 +17,39 @@ from medlite.errors import EngineError
 LIMITS = LLParserLimits(max_items_in_row=100_000, step_max_items=500_000, verbose_errors=False)
 
 
+@dataclass(frozen=True)
 class TokenTable:
-    """The tokens of a model as llguidance wants them. Making it takes about half a second at 128k tokens."""
+    """The tokens of a model as llguidance wants them. Making one takes about half a second at 128k tokens."""
 
-    def __init__(self, n_vocab: int, piece: Callable[[int], bytes], is_end: Callable[[int], bool]) -> None:
-        """piece: the bytes that a token writes, none for a control token. is_end: whether it ends a turn.
+    tokenizer: LLTokenizer
+    n_vocab: int
+    ends: frozenset[int]
 
-        Raises EngineError for a vocabulary without an end: no reply could be whole.
-        """
-        ends = [token for token in range(n_vocab) if is_end(token)]
-        if not ends:
-            raise EngineError("this model has no token that ends a reply, so none can be held to a grammar")
-        self.n_vocab, self.ends = n_vocab, frozenset(ends)
-        self.tokenizer = LLTokenizer(
-            TokenizerWrapper(_Tokens([piece(token) for token in range(n_vocab)], ends)), eos_token=ends
-        )
+
+def token_table(n_vocab: int, piece: Callable[[int], bytes], is_end: Callable[[int], bool]) -> TokenTable:
+    """piece: the bytes that a token writes, none for a control token. is_end: whether it ends a turn.
+
+    Raises EngineError for a vocabulary without an end: no reply could be whole.
+    """
+    ends = _checked_ends(token for token in range(n_vocab) if is_end(token))
+    tokens = _Tokens([piece(token) for token in range(n_vocab)], ends)
+    return TokenTable(LLTokenizer(TokenizerWrapper(tokens), eos_token=ends), n_vocab, frozenset(ends))
+
+
+def token_table_of_json(tokenizer_json: str, n_vocab: int, ends: Iterable[int]) -> TokenTable:
+    """The tokens that the text of a tokenizer.json writes. Raises EngineError as `token_table`, or for another kind."""
+    tokens = _checked_ends(ends)
+    try:
+        return TokenTable(LLTokenizer(tokenizer_json, n_vocab, eos_token=tokens), n_vocab, frozenset(tokens))
+    except ValueError as error:
+        raise EngineError(f"llguidance does not know this kind of tokenizer: {error}") from error
+
+
+def _checked_ends(ends: Iterable[int]) -> list[int]:
+    found = sorted(ends)
+    if not found:
+        raise EngineError("this model has no token that ends a reply, so none can be held to a grammar")
+    return found
 
 
 class _Tokens:

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
-from medlite.engines.engine import EngineInfo, GenerationSettings, LogitsRequest
+from medlite.engines.engine import EngineInfo, LogitsRequest
 from medlite.errors import ContextError, EngineError
 
 WINDOW_REQUESTS = 64  # requests planned together: enough to share prefixes, few enough to report progress
@@ -43,14 +43,6 @@ def checked_prompt(tokens: Sequence[int], info: EngineInfo) -> list[int]:
             hint="shorten it, or take a larger --context if the model allows it",
         )
     return [checked_token(token, info) for token in tokens]
-
-
-def refuse_grammar(settings: GenerationSettings, engine: str) -> None:
-    """Raise EngineError if a grammar is asked of an engine that has none: its reply would be unbound."""
-    if settings.grammar is not None:
-        raise EngineError(
-            f"the engine {engine} has no grammar: it cannot hold a reply to one", hint="llama.cpp can: use a GGUF file"
-        )
 
 
 def windows(requests: Sequence[LogitsRequest], n_vocab: int) -> Iterator[list[LogitsRequest]]:

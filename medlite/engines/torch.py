@@ -7,6 +7,7 @@ conversion costs. Several GPUs share a model that one cannot hold (needs acceler
 import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from medlite.engines.engine import (
     OnPrompt,
     OpenSettings,
 )
-from medlite.engines.requests import refuse_grammar
+from medlite.engines.grammar import Grammar, TokenTable, token_table_of_json
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
 from medlite.engines.text_stream import TextStream
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MissingExtraError
@@ -120,21 +121,28 @@ class TorchReferenceEngine:
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
         self._check_open()
-        refuse_grammar(settings, self.info.engine)
+        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
         if not tokens:
             raise EngineError("an empty prompt", hint="give at least one token")
         if len(tokens) >= self.info.n_context:
             raise ContextError(
                 f"the prompt has {len(tokens)} tokens, the context holds {self.info.n_context}", hint="shorten it"
             )
-        return self._generate(list(tokens), settings, on_prompt or (lambda _read, _total: None))
+        sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
+        return self._generate(list(tokens), sampler, on_prompt or (lambda _read, _total: None))
 
-    def _generate(
-        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
-    ) -> Iterator[GeneratedToken]:
+    @cached_property
+    def _token_table(self) -> TokenTable:
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            raise EngineError(f"{self.info.model_name}: its tokenizer is written in Python, which no grammar can read")
+        ends = (token for token in self._end_tokens if token < len(self._tokenizer))
+        return token_table_of_json(fast.to_str(), self.info.n_vocab, ends)
+
+    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
         import torch
 
-        sampler, stream = Sampler(settings, tokens[-PENALTY_WINDOW:]), TextStream(settings.stop)
+        settings, stream = sampler.settings, TextStream(sampler.settings.stop)
         n_left, past, unread, shown = min(settings.max_tokens, self.info.n_context - len(tokens)), None, tokens, b""
         generated: list[int] = []
         on_prompt(0, len(tokens))

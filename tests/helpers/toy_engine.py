@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
-from medlite.engines.requests import refuse_grammar
+from medlite.engines.grammar import Grammar, token_table
 from medlite.engines.sampler import Sampler
 from medlite.engines.text_stream import TextStream
 from medlite.errors import ContextError, EngineError
@@ -22,6 +22,7 @@ N_BYTES = 256
 BOS, END, EOT = N_BYTES, N_BYTES + 1, N_BYTES + 4
 N_VOCAB = N_BYTES + len(CONTROL_TOKENS)
 KNOWN_BONUS = 8.0
+TABLE = token_table(N_VOCAB, lambda token: bytes([token]) if token < N_BYTES else b"", {END, EOT}.__contains__)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -101,16 +102,16 @@ class ToyEngine:
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
         self._check_open()
-        refuse_grammar(settings, self.info.engine)
         if len(tokens) >= self.info.n_context:
             raise ContextError(
                 f"{len(tokens)} tokens, the context holds {self.info.n_context}", hint="shorten the prompt"
             )
-        return self._generate(list(tokens), settings, on_prompt or (lambda _read, _total: None))
+        grammar = None if settings.grammar is None else Grammar(TABLE, settings.grammar)
+        sampler = Sampler(settings, tokens, grammar)
+        return self._generate(list(tokens), sampler, on_prompt or (lambda _read, _total: None))
 
-    def _generate(
-        self, tokens: list[int], settings: GenerationSettings, on_prompt: OnPrompt
-    ) -> Iterator[GeneratedToken]:
+    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
+        settings = sampler.settings
         n_shared = 0
         while n_shared < min(len(tokens), len(self._resident)) and tokens[n_shared] == self._resident[n_shared]:
             n_shared += 1
@@ -118,7 +119,7 @@ class ToyEngine:
         self.n_decoded += len(tokens) - n_shared
         on_prompt(len(tokens) - n_shared, len(tokens) - n_shared)
         self._resident = tokens
-        sampler, stream = Sampler(settings, tokens), TextStream(settings.stop)
+        stream = TextStream(settings.stop)
         n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
         while n_left:
             token, log_probability = sampler.choose(self._row(tokens))

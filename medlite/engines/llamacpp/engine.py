@@ -22,7 +22,7 @@ from medlite.engines.engine import (
     OpenSettings,
     RestoredState,
 )
-from medlite.engines.grammar import Grammar, TokenTable
+from medlite.engines.grammar import Grammar, TokenTable, token_table
 from medlite.engines.llamacpp import state
 from medlite.engines.llamacpp.drafts import Drafter, open_drafter
 from medlite.engines.llamacpp.load import load_model
@@ -104,7 +104,7 @@ class LlamaCppEngine:
 
     @cached_property
     def _token_table(self) -> TokenTable:
-        return TokenTable(self.info.n_vocab, self._model.vocabulary.piece, self._model.vocabulary.is_end)
+        return token_table(self.info.n_vocab, self._model.vocabulary.piece, self._model.vocabulary.is_end)
 
     def cancel(self) -> None:
         """End the running generation from another thread; its last token carries finish "cancelled"."""

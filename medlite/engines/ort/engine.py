@@ -26,7 +26,7 @@ from medlite.engines.engine import (
     OnPrompt,
     OpenSettings,
 )
-from medlite.engines.grammar import Grammar, TokenTable
+from medlite.engines.grammar import Grammar, TokenTable, token_table
 from medlite.engines.ort import session
 from medlite.engines.ort.growing import GrowingDecoder
 from medlite.engines.ort.moses import MosesTokenizer
@@ -188,7 +188,7 @@ class OrtEngine:
 
     @cached_property
     def _token_table(self) -> TokenTable:
-        return TokenTable(self.info.n_vocab, self._tokenizer.piece, self._end_tokens.__contains__)
+        return token_table(self.info.n_vocab, self._tokenizer.piece, self._end_tokens.__contains__)
 
     def cancel(self) -> None:
         """End the running generation from another thread; its last token carries finish "cancelled"."""

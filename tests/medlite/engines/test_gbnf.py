@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medlite.engines.gbnf import MOST_NESTED, lark_from_gbnf
-from medlite.engines.grammar import Grammar, TokenTable
+from medlite.engines.grammar import Grammar, TokenTable, token_table
 from medlite.engines.llamacpp.native import Model
 from medlite.errors import EngineError
 from tests.helpers.llama_grammar import LlamaGrammar
@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def table(model: Model) -> TokenTable:
-    return TokenTable(model.n_vocab, model.vocabulary.piece, model.vocabulary.is_end)
+    return token_table(model.n_vocab, model.vocabulary.piece, model.vocabulary.is_end)
 
 
 @pytest.mark.parametrize("text", GOOD)

@@ -1,7 +1,15 @@
-"""Which requests the torch engine works on together: each shared beginning once, and little padding. Needs no torch."""
+"""Which requests the torch engine works on together: each shared beginning once, and little padding. Replies: slow."""
 
-from medlite.engines.engine import LogitsRequest
-from medlite.engines.torch import LEAST_FILL, WINDOW_REQUESTS, batches, shared_prefix, windows
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from medlite.engines.engine import GenerationSettings, LogitsRequest, OpenSettings
+from medlite.engines.json_schema import lark_from_json_schema
+from medlite.engines.torch import LEAST_FILL, WINDOW_REQUESTS, batches, open_torch_reference, shared_prefix, windows
+from tests.helpers.tiny_checkpoint import make_llama
 
 EXAMPLES = {subject: tuple(range(1000 * subject, 1000 * subject + 500)) for subject in (1, 2)}
 
@@ -40,3 +48,20 @@ def test_no_batch_is_mostly_padding() -> None:
     for batch in found:
         lengths = [len(window[i].tokens) for i in batch]
         assert min(lengths) >= LEAST_FILL * max(lengths)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # by Transformers 5, not by 4.51
+def test_a_reply_follows_a_schema(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    properties = {"dose": {"type": "integer", "minimum": 5, "maximum": 2550}, "unit": {"enum": ["mg", "g"]}}
+    schema = {"type": "object", "properties": properties, "required": ["dose", "unit"]}
+    engine = open_torch_reference(make_llama(tmp_path / "m"), OpenSettings(device="cpu", dtype="float32"))
+    for seed in range(3):
+        settings = GenerationSettings(
+            max_tokens=200, temperature=1.5, top_k=0, min_p=0, seed=seed, grammar=lark_from_json_schema(schema)
+        )
+        steps = list(engine.generate(engine.tokenize("The patient"), settings))
+        assert steps[-1].finish == "stop"
+        jsonschema.validate(json.loads("".join(step.text for step in steps)), schema)
+    engine.close()
