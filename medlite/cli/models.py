@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from medlite.cli import print_json
 from medlite.cli.params import json_option
@@ -93,7 +94,7 @@ def as_data(model: "CatalogModel", here: Here) -> dict[str, Any]:
         "n_params": model.n_params,
         "context": model.context,
         "vocabulary": model.vocabulary,
-        "shape": vars(model.shape),
+        "shape": msgspec.structs.asdict(model.shape),
         "licence": model.licence,
         "access": model.access,
         "prompt": model.prompt,

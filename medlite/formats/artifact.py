@@ -4,20 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlite.errors import ArtifactError
-from medlite.formats.gguf import GGML_TYPES, Header, read_header
+from medlite.formats.gguf import FILE_TYPES_BY_ID, GGML_TYPES, Header, read_header
 from medlite.formats.onnx_folder import folder_bytes, is_onnx_folder, read_onnx_facts
 
 RECIPE_KEY = "medlite.recipe"
-
-# Source: llama.cpp include/llama.h, enum llama_ftype: general.file_type -> the recipe's name.
-# fmt: off
-FILE_TYPES: dict[int, str] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
-    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
-    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
-}
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def describe(path: Path, header: Header) -> Artifact:
         format="gguf",
         name=str(header.get("general.name", path.stem)),
         architecture=architecture,
-        recipe=str(header.get(RECIPE_KEY) or FILE_TYPES.get(header.get("general.file_type", -1), "unknown")),
+        recipe=str(header.get(RECIPE_KEY) or FILE_TYPES_BY_ID.get(header.get("general.file_type", -1), "unknown")),
         n_params=n_params,
         n_bytes=header.n_file_bytes,
         bits_per_weight=8 * sum(t.n_bytes for t in weights) / n_params,

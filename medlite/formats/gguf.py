@@ -22,7 +22,6 @@ MAX_DIMENSIONS = 4
 MAX_HEADER_BYTES = 1 << 30
 WINDOW_BYTES = 1 << 20  # read at once where strings are many
 _LENGTH = struct.Struct("<Q")
-MAX_NESTING = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,17 @@ GGML_TYPES: dict[str, GgmlType] = {row[0]: GgmlType(*row) for row in (
 )}
 # fmt: on
 GGML_TYPES_BY_ID: dict[int, GgmlType] = {row.id: row for row in GGML_TYPES.values()}
+
+# The recipe's name -> general.file_type. Source: llama.cpp include/llama.h, enum llama_ftype.
+# fmt: off
+FILE_TYPES: dict[str, int] = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
+    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20,
+    "Q2_K_S": 21, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28,
+    "IQ2_M": 29, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38,
+}
+# fmt: on
+FILE_TYPES_BY_ID: dict[int, str] = {number: name for name, number in FILE_TYPES.items()}
 
 
 class Kind(enum.IntEnum):

@@ -36,7 +36,7 @@ def read_json(
     Raises `error`, with `hint`, naming the file, the key, what was found and what was expected. A missing file is such
     an error too. unique_keys: an object with a duplicate key is refused.
     """
-    raw = _read_bytes(path, error, hint, most_bytes)
+    raw = read_bytes(path, error, hint, most_bytes)
     return decode_json(raw, expected, error, where=str(path), hint=hint, unique_keys=unique_keys)
 
 
@@ -50,7 +50,7 @@ def read_json_of(
     most_bytes: int = MOST_BYTES,
 ) -> T:
     """As `read_json`, of a file of medlite's own, whose key "schema" must be `schema`; that is checked first."""
-    raw = _read_bytes(path, error, hint, most_bytes)
+    raw = read_bytes(path, error, hint, most_bytes)
     found = decode_json(raw, _Tagged, error, where=str(path), hint=hint).schema
     if found != schema:
         raise error(f"{path}: schema {found!r}, expected {schema!r}", "a newer medlite may read it")
@@ -108,7 +108,8 @@ class _Tagged(msgspec.Struct):
     schema: str | None = None
 
 
-def _read_bytes(path: Path, error: type[MedliteError], hint: str | None, most_bytes: int) -> bytes:
+def read_bytes(path: Path, error: type[MedliteError], hint: str | None, most_bytes: int = MOST_BYTES) -> bytes:
+    """The file's content. Raises `error` where it cannot be read, is missing, or has more than `most_bytes`."""
     try:
         with path.open("rb") as handle:
             raw = handle.read(most_bytes + 1)

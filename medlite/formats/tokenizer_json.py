@@ -4,34 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import MedliteError
-from medlite.formats.json import decode_json
+from medlite.formats.json import decode_json, read_bytes
 
 
 def read_tokenizer(path: Path, error: type[MedliteError], hint: str) -> tuple[Any, dict[str, Any]]:
     """The Tokenizer and the JSON object in `path`. Raises `error` where the file is missing or malformed."""
-    text = _text(path, error, hint)
-    stated = decode_json(text, dict[str, Any], error, where=str(path), hint=hint)
-    return _tokenizer(text, path, error, hint), stated
+    raw = read_bytes(path, error, hint)
+    stated = decode_json(raw, dict[str, Any], error, where=str(path), hint=hint)
+    return _tokenizer(raw, path, error, hint), stated
 
 
 def load_tokenizer(path: Path, error: type[MedliteError], hint: str) -> Any:
     """As `read_tokenizer`, the Tokenizer alone: only `tokenizers` parses the file."""
-    return _tokenizer(_text(path, error, hint), path, error, hint)
+    return _tokenizer(read_bytes(path, error, hint), path, error, hint)
 
 
-def _text(path: Path, error: type[MedliteError], hint: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as cause:
-        raise error(f"{path}: {cause}", hint) from cause
-
-
-def _tokenizer(text: str, path: Path, error: type[MedliteError], hint: str) -> Any:
+def _tokenizer(raw: bytes, path: Path, error: type[MedliteError], hint: str) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(text)
-    except Exception as cause:
-        if type(cause) is not Exception:  # what the package raises for every fault of a file, and nothing narrower
-            raise
+        return Tokenizer.from_buffer(raw)  # from_str raises a bare Exception where this raises ValueError
+    except ValueError as cause:
         raise error(f"{path}: {cause}", hint) from cause

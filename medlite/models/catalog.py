@@ -8,12 +8,15 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from medlite.errors import ArtifactError
+from medlite.formats.json import convert_value
 
 CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 ACCESSES = ("open", "gated", "credentialed")
@@ -87,8 +90,7 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
 # fmt: on
 
 
-@dataclass(frozen=True)
-class CatalogShape:
+class CatalogShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A decoder's dimensions. window: tokens that a sliding-window layer looks back, 0 for none; of window_every
     layers the last looks at everything. query_scale: what queries are scaled by, where it is not the head's size."""
 
@@ -105,8 +107,7 @@ class CatalogShape:
     query_scale: int = 0
 
 
-@dataclass(frozen=True)
-class CatalogModel:
+class CatalogModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One row. repository: on the hub, empty if the model is fetched by hand from `page`. accuracy: task -> percent."""
 
     name: str
@@ -124,7 +125,7 @@ class CatalogModel:
     base: str = ""
     note: str = ""
     rope_factor: float = 0.0
-    accuracy: Mapping[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = {}
     accuracy_source: str = ""
 
     @property
@@ -145,7 +146,8 @@ def read_catalog(path: Path = CATALOG_PATH) -> Mapping[str, CatalogModel]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ArtifactError(f"{path}: {error}") from error
     shapes = {
-        name: _row(CatalogShape, f"{path.name}: shapes.{name}", row) for name, row in raw.get("shapes", {}).items()
+        name: convert_value(row, CatalogShape, ArtifactError, where=f"{path.name}: shapes.{name}")
+        for name, row in raw.get("shapes", {}).items()
     }
     return {
         name: _model(f"{path.name}: models.{name}", name, row, shapes) for name, row in raw.get("models", {}).items()
@@ -229,18 +231,11 @@ def hf_config(model: CatalogModel) -> dict[str, Any]:
     return config
 
 
-def _row(kind: Any, where: str, row: Any) -> Any:
-    """A dataclass from a table whose keys are its fields."""
-    try:
-        return kind(**row)
-    except TypeError as error:
-        raise ArtifactError(f"{where}: {error}") from error
-
-
 def _model(where: str, name: str, row: Mapping[str, Any], shapes: Mapping[str, CatalogShape]) -> CatalogModel:
     if not isinstance(row, dict) or row.get("shape") not in shapes:
         raise ArtifactError(f"{where}: shape is {row.get('shape')!r}", hint=f"one of {', '.join(shapes)}")
-    model: CatalogModel = _row(CatalogModel, where, {**row, "name": name, "shape": shapes[row["shape"]]})
+    whole = {**row, "name": name, "shape": shapes[row["shape"]]}
+    model = convert_value(whole, CatalogModel, ArtifactError, where=where)
     for key, allowed in (("access", ACCESSES), ("prompt", tuple(PROMPT_FORMATS)), ("evidence", EVIDENCES)):
         if getattr(model, key) not in allowed:
             raise ArtifactError(f"{where}: {key} is {getattr(model, key)!r}", hint=f"one of {', '.join(allowed)}")

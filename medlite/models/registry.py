@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medlite.errors import ArtifactError, OutputError
 from medlite.files import cache_folder
-from medlite.formats.artifact import FILE_TYPES
+from medlite.formats.gguf import FILE_TYPES
 from medlite.formats.hub_cache import snapshots_of
 from medlite.formats.onnx_folder import is_onnx_folder, read_onnx_facts
 from medlite.formats.receipt import source_name
@@ -26,7 +26,7 @@ FOLDERS = Memo("folders", str, most=64)  # that artifacts were written to -> the
 LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}$")
 FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 FILE_NAME = re.compile(
-    rf"(?P<name>.+?)[-._](?P<recipe>{'|'.join(sorted(FILE_TYPES.values(), key=len, reverse=True))})", re.IGNORECASE
+    rf"(?P<name>.+?)[-._](?P<recipe>{'|'.join(sorted(FILE_TYPES, key=len, reverse=True))})", re.IGNORECASE
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from medlite.errors import RecipeError
-from medlite.formats.gguf import GGML_TYPES, GgmlType
+from medlite.formats.gguf import FILE_TYPES, GGML_TYPES, GgmlType
 from quantize.families.categories import category_of
 
 
@@ -86,18 +86,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """name: as users type it. file_type: llama.cpp's llama_ftype. default: type of every weight matrix.
+    """name: as users type it, a row of FILE_TYPES. default: type of every weight matrix.
 
     output: type of the output head, and of an embedding that serves as one; None keeps the default.
     lifts_v_70b: a 70B's V of 3 or 4 bits gets Q5_K (8 query heads share it, so it is cheap).
     """
 
     name: str
-    file_type: int
     default: str
     rules: tuple[Rule, ...] = ()
     output: str | None = "Q6_K"
     lifts_v_70b: bool = True
+
+    @property
+    def file_type(self) -> int:
+        """llama.cpp's number of it, for general.file_type."""
+        return FILE_TYPES[self.name]
 
     @property
     def needs_imatrix(self) -> bool:
@@ -120,49 +124,49 @@ _IQ1 = (*_IQ2_SMALL, Rule("attn_output", "IQ2_XXS"))
 
 # fmt: off
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
-    Recipe("F32", 0, "F32", output=None),
-    Recipe("F16", 1, "F16", output=None),
-    Recipe("BF16", 32, "BF16", output=None),
-    Recipe("Q8_0", 7, "Q8_0", output=None),
-    Recipe("Q4_0", 2, "Q4_0", (Rule("ffn_down", "Q4_1", first_eighth_with_imatrix),)),
-    Recipe("Q4_1", 3, "Q4_1"),
-    Recipe("Q5_0", 8, "Q5_0", (Rule("ffn_down", "Q5_1", first_eighth_with_imatrix),)),
-    Recipe("Q5_1", 9, "Q5_1"),
-    Recipe("Q2_K", 10, "Q2_K", (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "Q3_K"), Rule("ffn_down", "Q3_K"),
+    Recipe("F32", "F32", output=None),
+    Recipe("F16", "F16", output=None),
+    Recipe("BF16", "BF16", output=None),
+    Recipe("Q8_0", "Q8_0", output=None),
+    Recipe("Q4_0", "Q4_0", (Rule("ffn_down", "Q4_1", first_eighth_with_imatrix),)),
+    Recipe("Q4_1", "Q4_1"),
+    Recipe("Q5_0", "Q5_0", (Rule("ffn_down", "Q5_1", first_eighth_with_imatrix),)),
+    Recipe("Q5_1", "Q5_1"),
+    Recipe("Q2_K", "Q2_K", (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "Q3_K"), Rule("ffn_down", "Q3_K"),
                                 Rule("attn_output", "Q3_K"))),
-    Recipe("Q2_K_S", 21, "Q2_K", (Rule("attn_v", "Q4_K", grouped), Rule("ffn_down", "Q4_K", first_eighth))),
-    Recipe("Q3_K_S", 11, "Q3_K"),
-    Recipe("Q3_K_M", 12, "Q3_K", (Rule("attn_v", "Q5_K", first_two), Rule("attn_v", "Q4_K"),
+    Recipe("Q2_K_S", "Q2_K", (Rule("attn_v", "Q4_K", grouped), Rule("ffn_down", "Q4_K", first_eighth))),
+    Recipe("Q3_K_S", "Q3_K"),
+    Recipe("Q3_K_M", "Q3_K", (Rule("attn_v", "Q5_K", first_two), Rule("attn_v", "Q4_K"),
                                   Rule("ffn_down", "Q5_K", first_sixteenth), Rule("ffn_down", "Q4_K"),
                                   Rule("attn_output", "Q4_K"))),
-    Recipe("Q3_K_L", 13, "Q3_K", (Rule("attn_v", "Q5_K"), Rule("ffn_down", "Q5_K"), Rule("attn_output", "Q5_K"))),
-    Recipe("Q4_K_S", 14, "Q4_K", (Rule("attn_v", "Q5_K", first_four), Rule("ffn_down", "Q5_K", first_eighth))),
-    Recipe("Q4_K_M", 15, "Q4_K", _MORE_V_AND_DOWN),
-    Recipe("Q5_K_S", 16, "Q5_K"),
-    Recipe("Q5_K_M", 17, "Q5_K", _MORE_V_AND_DOWN),
-    Recipe("Q6_K", 18, "Q6_K"),
-    Recipe("IQ4_NL", 25, "IQ4_NL", _IQ4),
-    Recipe("IQ4_XS", 30, "IQ4_XS", _IQ4),
-    Recipe("IQ3_M", 27, "IQ3_S", (Rule("attn_v", "Q4_K"), Rule("ffn_down", "Q4_K", first_eighth),
+    Recipe("Q3_K_L", "Q3_K", (Rule("attn_v", "Q5_K"), Rule("ffn_down", "Q5_K"), Rule("attn_output", "Q5_K"))),
+    Recipe("Q4_K_S", "Q4_K", (Rule("attn_v", "Q5_K", first_four), Rule("ffn_down", "Q5_K", first_eighth))),
+    Recipe("Q4_K_M", "Q4_K", _MORE_V_AND_DOWN),
+    Recipe("Q5_K_S", "Q5_K"),
+    Recipe("Q5_K_M", "Q5_K", _MORE_V_AND_DOWN),
+    Recipe("Q6_K", "Q6_K"),
+    Recipe("IQ4_NL", "IQ4_NL", _IQ4),
+    Recipe("IQ4_XS", "IQ4_XS", _IQ4),
+    Recipe("IQ3_M", "IQ3_S", (Rule("attn_v", "Q4_K"), Rule("ffn_down", "Q4_K", first_eighth),
                                   Rule("attn_output", "Q4_K"))),
-    Recipe("IQ3_S", 26, "IQ3_S", (Rule("attn_v", "Q4_K", grouped),)),
-    Recipe("IQ3_XS", 22, "IQ3_S", (Rule("attn_v", "Q4_K", grouped), Rule("attn_k", "IQ3_XXS"),
+    Recipe("IQ3_S", "IQ3_S", (Rule("attn_v", "Q4_K", grouped),)),
+    Recipe("IQ3_XS", "IQ3_S", (Rule("attn_v", "Q4_K", grouped), Rule("attn_k", "IQ3_XXS"),
                                    Rule("attn_q", "IQ3_XXS"), Rule("ffn_gate", "IQ3_XXS", middle),
                                    Rule("ffn_up", "IQ3_XXS", middle))),
-    Recipe("IQ3_XXS", 23, "IQ3_XXS", (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "IQ3_S", no_imatrix),
+    Recipe("IQ3_XXS", "IQ3_XXS", (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "IQ3_S", no_imatrix),
                                       Rule("attn_k", "IQ2_S"), Rule("attn_q", "IQ2_S"),
                                       Rule("ffn_down", "Q4_K", first_eighth_no_imatrix),
                                       Rule("ffn_down", "Q3_K", no_imatrix),
                                       Rule("attn_output", "IQ3_S"), Rule("embedding", "IQ3_S")),
            output="Q5_K"),
-    Recipe("IQ2_M", 29, "IQ2_S", _IQ2_LARGE, output="Q5_K", lifts_v_70b=False),
-    Recipe("IQ2_S", 28, "IQ2_XS", _IQ2_LARGE, output="Q5_K", lifts_v_70b=False),
-    Recipe("IQ2_XS", 20, "IQ2_XS", _IQ2_SMALL, output="Q5_K", lifts_v_70b=False),
-    Recipe("IQ2_XXS", 19, "IQ2_XXS", _IQ2_SMALL, output="Q5_K", lifts_v_70b=False),
-    Recipe("IQ1_M", 31, "IQ1_M", _IQ1, output="Q5_K", lifts_v_70b=False),
-    Recipe("IQ1_S", 24, "IQ1_S", _IQ1, output="Q5_K", lifts_v_70b=False),
-    Recipe("TQ1_0", 36, "TQ1_0", (Rule("embedding", "Q4_K"),)),
-    Recipe("TQ2_0", 37, "TQ2_0", (Rule("embedding", "Q4_K"),)),
+    Recipe("IQ2_M", "IQ2_S", _IQ2_LARGE, output="Q5_K", lifts_v_70b=False),
+    Recipe("IQ2_S", "IQ2_XS", _IQ2_LARGE, output="Q5_K", lifts_v_70b=False),
+    Recipe("IQ2_XS", "IQ2_XS", _IQ2_SMALL, output="Q5_K", lifts_v_70b=False),
+    Recipe("IQ2_XXS", "IQ2_XXS", _IQ2_SMALL, output="Q5_K", lifts_v_70b=False),
+    Recipe("IQ1_M", "IQ1_M", _IQ1, output="Q5_K", lifts_v_70b=False),
+    Recipe("IQ1_S", "IQ1_S", _IQ1, output="Q5_K", lifts_v_70b=False),
+    Recipe("TQ1_0", "TQ1_0", (Rule("embedding", "Q4_K"),)),
+    Recipe("TQ2_0", "TQ2_0", (Rule("embedding", "Q4_K"),)),
 )}
 # fmt: on
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.engines.engine import Logits
-from medlite.engines.llamacpp.memory import MAX_SEQUENCES
+from medlite.engines.llamacpp.memory import KV_TYPES, MAX_SEQUENCES
 from medlite.errors import EngineError
+from medlite.formats.gguf import GGML_TYPES
 from medlite.native import Vocabulary, failure, forget_log, library, logged_buffers
 
 MAX_ROWS = 1024
-GGML_TYPE_IDS = {"f16": 1, "q8_0": 8, "q4_0": 2}  # ggml.h, enum ggml_type
 FLASH_ATTENTION_AUTO = -1  # llama.h, enum llama_flash_attn_type: where the device has it
 
 DECODE_OK, DECODE_ABORTED = 0, 2  # llama.h, llama_decode
@@ -84,7 +84,7 @@ class Context:
         parameters.n_batch = parameters.n_ubatch = settings.n_batch
         parameters.n_outputs_max = settings.n_outputs
         parameters.n_threads = parameters.n_threads_batch = settings.n_threads
-        parameters.type_k = parameters.type_v = GGML_TYPE_IDS[settings.kv_type]
+        parameters.type_k = parameters.type_v = GGML_TYPES[KV_TYPES[settings.kv_type]].id
         parameters.flash_attn_type = FLASH_ATTENTION_AUTO
         # A unified cache is one pool of cells for all sequences, and lets a token belong to several of them.
         parameters.kv_unified = True

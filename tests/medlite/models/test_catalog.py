@@ -6,7 +6,7 @@ import pytest
 
 from medlite.engines.llamacpp.memory import kv_bytes_per_token, read_shape
 from medlite.errors import ArtifactError
-from medlite.formats.artifact import FILE_TYPES
+from medlite.formats.gguf import FILE_TYPES
 from medlite.models.catalog import PROMPT_FORMATS, CatalogModel, find_model, hf_config, near_names, read_catalog
 from medlite.models.hub import REPOSITORY
 from quantize.gguf.outline import Outline
@@ -79,7 +79,7 @@ def test_the_cache_of_one_token_is_counted_apart(name: str) -> None:
 
 
 def test_recipes_of_the_quantizer_are_named_in_artifacts() -> None:
-    assert set(RECIPES) <= set(FILE_TYPES.values())
+    assert set(RECIPES) <= set(FILE_TYPES)
 
 
 def test_names_and_repositories_find_the_same_row() -> None:
@@ -101,7 +101,7 @@ def test_names_and_repositories_find_the_same_row() -> None:
         ('repository = ""', "a hub repository or a page"),
         ('page = "https://a.b/"', "a hub repository or a page"),
         ("accuracy = { medqa = 60.0 }", "accuracy and accuracy_source"),
-        ('size = "8b"', "unexpected keyword"),
+        ('size = "8b"', "unknown field"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, change: str, message: str) -> None:
