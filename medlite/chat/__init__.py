@@ -61,15 +61,12 @@ class LoadedModel:
 
 def load(
     model: str | Path,
+    settings: OpenSettings | None = None,
     *,
-    device: str = "auto",
-    n_context: int | None = None,
-    n_threads: int | None = None,
-    kv_type: str = "f16",
     prompt_format: str = "",
     on_progress: OnLoad | None = None,
 ) -> LoadedModel:
-    """The model named or stored at `model`, ready to answer. Options as in `engines.engine.OpenSettings`.
+    """The model named or stored at `model`, ready to answer.
 
     prompt_format: a row of `catalog.PROMPT_FORMATS` instead of the file's own template.
     """
@@ -81,7 +78,7 @@ def load(
         header = read_header(path)
         artifact, prompting = describe(path, header), gguf_prompting(path, header, prompt_format)
         del header  # a large vocabulary takes 100 MB of Python strings
-    engine = open_engine(path, OpenSettings(device, n_context, n_threads, kv_type), on_progress=on_progress)
+    engine = open_engine(path, settings, on_progress=on_progress)
     if path.parent == demo_artifact().parent:  # the file says checkpoint, which is what its folder is called
         artifact = replace(artifact, name=DEMO_NAME)
     note = prompting.note or missing_marks(engine, prompting.template)

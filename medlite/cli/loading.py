@@ -10,19 +10,24 @@ from medlite.cli.params import context_option, device_option, grouped, kv_type_o
 
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
-    from medlite.engines.engine import Engine, GenerationSettings
+    from medlite.engines.engine import Engine, GenerationSettings, OpenSettings
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a model is loaded. n_context, n_threads: None for the default. draft: a file, or "lookup"."""
+    """How a model is loaded. draft: a file, or "lookup"."""
 
-    device: str
-    n_context: int | None
-    n_threads: int | None
-    kv_type: str
+    settings: "OpenSettings"
     draft: str | None
     prompt_format: str
+
+
+def _load_options(
+    device: str, n_context: int | None, n_threads: int | None, kv_type: str, draft: str | None, prompt_format: str
+) -> LoadOptions:
+    from medlite.engines.engine import OpenSettings
+
+    return LoadOptions(OpenSettings(device, n_context, n_threads, kv_type), draft, prompt_format)
 
 
 def _generation_settings(**values: Any) -> "GenerationSettings":
@@ -34,7 +39,7 @@ def _generation_settings(**values: Any) -> "GenerationSettings":
 # As the command's argument `load_options`.
 model_options = grouped(
     "load_options",
-    LoadOptions,
+    _load_options,
     device_option(),
     context_option(),
     threads_option(),
@@ -107,15 +112,7 @@ def load_shown(model: str, options: LoadOptions, *, quiet: bool) -> "LoadedModel
     from medlite.cli.display import loading_status
 
     with loading_status(quiet=quiet) as on_progress:
-        loaded = load(
-            model,
-            device=options.device,
-            n_context=options.n_context,
-            n_threads=options.n_threads,
-            kv_type=options.kv_type,
-            prompt_format=options.prompt_format,
-            on_progress=on_progress,
-        )
+        loaded = load(model, options.settings, prompt_format=options.prompt_format, on_progress=on_progress)
     for warning in loaded.engine.info.warnings:
         warn(warning)
     if options.draft:

@@ -73,7 +73,7 @@ A conversion that was interrupted continues when the same command is run again."
     help="llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
 )
 @click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
-@click.option("--device", help="ONNX: where the graph will run, cpu or cuda (default: cpu).")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="ONNX: where the graph will run (default: cpu).")
 @click.option(
     "--exporter",
     type=click.Choice(["medlite", "optimum"]),

@@ -117,7 +117,7 @@ def test_the_banner_says_where_typed_lines_go(tiny: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def llama_state(tiny: Path) -> ChatState:
-    loaded = medlite.load(str(tiny), device="cpu", n_threads=1)
+    loaded = medlite.load(str(tiny), medlite.OpenSettings("cpu", n_threads=1))
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     return ChatState(loaded, loaded.chat("", GenerationSettings(max_tokens=5)), console, open_model=lambda _: loaded)
 
@@ -134,7 +134,7 @@ def test_a_loaded_conversation_is_not_read_again(llama_state: ChatState, tiny: P
     assert "what was read is in talk.json.state" in shown(llama_state)
     assert stat.S_IMODE(state_path(path).stat().st_mode) == 0o600
     n_before = llama_state.conversation.context_used()
-    with medlite.load(str(tiny), device="cpu", n_threads=1) as other:
+    with medlite.load(str(tiny), medlite.OpenSettings("cpu", n_threads=1)) as other:
         state = dataclasses.replace(
             llama_state, loaded=other, conversation=other.chat("", GenerationSettings(max_tokens=5))
         )
@@ -157,7 +157,7 @@ def test_without_a_fitting_state_the_conversation_is_read_again_and_the_chat_say
     path = tmp_path / "talk.json"
     run_command(llama_state, f"/save {path}")
     other = write_tiny_gguf(tmp_path / "other.gguf", seed=1)
-    with medlite.load(str(other), device="cpu", n_threads=1) as loaded:
+    with medlite.load(str(other), medlite.OpenSettings("cpu", n_threads=1)) as loaded:
         state = dataclasses.replace(llama_state, loaded=loaded, conversation=loaded.chat())
         run_command(state, f"/load {path}")
         assert "the next question reads it again (" in shown(state)

@@ -87,8 +87,8 @@ def test_every_command_explains_itself_with_examples(name: str) -> None:
 
 ALL = {words: command for name in COMMANDS for words, command in leaves(name, command_of(name))}
 # Option -> the one type that it has, wherever it occurs.
-ONE_TYPE = {"--context": click.IntRange, "--threads": click.IntRange, "--memory": Size, "--engine": EngineName,
-            "--kv-type": click.Choice}  # fmt: skip
+ONE_TYPE = {"--context": click.IntRange, "--threads": click.IntRange, "--memory": Size, "--max-shard-size": Size,
+            "--engine": EngineName, "--kv-type": click.Choice, "--device": click.Choice}  # fmt: skip
 GONE = {"--kv", "--recipes"}
 
 

@@ -132,7 +132,7 @@ def test_a_damaged_session_is_refused_and_changes_nothing(tmp_path: Path, text: 
 
 def test_a_model_answers_in_three_lines(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
-    with medlite.load(str(path), device="cpu", n_threads=1) as model:
+    with medlite.load(str(path), medlite.OpenSettings("cpu", n_threads=1)) as model:
         answer = model.ask("What class of drug is metformin?", settings=GenerationSettings(max_tokens=8))
         assert answer == model.ask("What class of drug is metformin?", settings=GenerationSettings(max_tokens=8))
         assert model.complete("the patient", GenerationSettings(max_tokens=3))
@@ -140,7 +140,7 @@ def test_a_model_answers_in_three_lines(tmp_path: Path) -> None:
 
 
 def test_the_rendered_template_becomes_the_tokens_of_its_control_tokens(tmp_path: Path) -> None:
-    with medlite.load(str(write_tiny_gguf(tmp_path / "tiny.gguf")), device="cpu", n_threads=1) as model:
+    with medlite.load(str(write_tiny_gguf(tmp_path / "tiny.gguf")), medlite.OpenSettings("cpu", n_threads=1)) as model:
         tokens = model.chat().prompt_tokens("a")
         special = [token for token in tokens if token >= model.engine.info.n_vocab - 5]
         begin, _, start, end, eot = range(model.engine.info.n_vocab - 5, model.engine.info.n_vocab)

@@ -95,11 +95,11 @@ def test_the_files_own_template_wins_and_a_stated_format_wins_over_both(tmp_path
 
 def test_a_model_that_nobody_knows_continues_text_and_says_so(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "thing.gguf", template=None)
-    with medlite.load(str(path), device="cpu", n_threads=1) as model:
+    with medlite.load(str(path), medlite.OpenSettings("cpu", n_threads=1)) as model:
         assert model.template is None
         assert "continues your text" in model.prompt_note
         assert model.ask("the patient", settings=GenerationSettings(max_tokens=2))
-    with medlite.load(str(path), device="cpu", n_threads=1, prompt_format="human-assistant") as model:
+    with medlite.load(str(path), medlite.OpenSettings("cpu", n_threads=1), prompt_format="human-assistant") as model:
         text = model.engine.detokenize(model.chat().prompt_tokens("the patient")).decode()
         assert text.endswith("Human: \nthe patient\n\nAssistant: \n")
 

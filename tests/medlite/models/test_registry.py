@@ -159,5 +159,5 @@ def test_models_tells_what_is_ready_to_run(tiny: Path) -> None:
 
 def test_load_and_the_commands_take_a_catalogue_name(tiny: Path) -> None:
     put(tiny, Path("Llama3-Med42-8B-Q4_K_M.gguf"))
-    with medlite.load(NAME, device="cpu", n_threads=1) as model:
+    with medlite.load(NAME, medlite.OpenSettings("cpu", n_threads=1)) as model:
         assert model.artifact.path.name == "Llama3-Med42-8B-Q4_K_M.gguf"

@@ -207,7 +207,7 @@ def test_text_goes_through_the_checkpoint_s_tokenizer(engine: ort.OrtEngine) -> 
 
 
 def test_the_runtime_as_users_have_it(folder: Path) -> None:
-    with medlite.load(str(folder), n_threads=1) as model:
+    with medlite.load(str(folder), medlite.OpenSettings(n_threads=1)) as model:
         assert model.artifact.format == "onnx"
         assert model.template is not None
         answer = model.ask("What class of drug is metformin?", settings=GenerationSettings(max_tokens=4))
