@@ -27,7 +27,7 @@ from medlite.formats.gguf import (
     place_tensors,
 )
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
-from quantize.match import SourceModel, match_checkpoint
+from quantize.match import SourceModel
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream.encode import GgmlEncoding
 from quantize.stream.plan import Part, PlannedFile, PlannedTensor, bits_per_weight, planned_tensor
@@ -75,26 +75,6 @@ class QuantizationPlan:
             path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(self.files):05d}{path.suffix}")
             for i in range(len(self.files))
         ]
-
-
-def make_plan(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    *,
-    overrides: tuple[tuple[str, str], ...] = (),
-    importance: Importance | None = None,
-    max_shard_bytes: int | None = None,
-    pre_tokenizer: str | None = None,
-) -> QuantizationPlan:
-    """As `plan_gguf`, of a checkpoint that is not matched yet."""
-    return plan_gguf(
-        match_checkpoint(checkpoint),
-        recipe,
-        overrides=overrides,
-        importance=importance,
-        max_shard_bytes=max_shard_bytes,
-        pre_tokenizer=pre_tokenizer,
-    )
 
 
 def plan_gguf(

@@ -1,6 +1,6 @@
 """Everything about one ONNX folder, whoever made its graph, and the same as an output to write.
 
-Two functions make one: quantize.onnx.plan.make_onnx_plan from a checkpoint, quantize.onnx.exported.plan_export from
+Two functions make one: quantize.onnx.plan.plan_onnx from a checkpoint, quantize.onnx.exported.plan_export from
 another exporter's graph.
 """
 

@@ -12,20 +12,14 @@ import numpy as np
 
 from medlite.errors import CheckpointError, RecipeError
 from quantize.families.transforms import KEEP, PERMUTE_ROPE
-from quantize.match import SourceModel, match_checkpoint
+from quantize.match import SourceModel
 from quantize.onnx.config import companion_files
 from quantize.onnx.decoder import Decoder, read_decoder
 from quantize.onnx.folder import FLOATS, OnnxPlan
 from quantize.onnx.graph import build_graph
 from quantize.onnx.recipes import OnnxRecipe, choose_storage
 from quantize.onnx.storage import place
-from quantize.source.checkpoint import Checkpoint
 from quantize.stream.plan import PlannedTensor, StatedRows, planned_tensor
-
-
-def make_onnx_plan(checkpoint: Checkpoint, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> OnnxPlan:
-    """As `plan_onnx`, of a checkpoint that is not matched yet."""
-    return plan_onnx(match_checkpoint(checkpoint), recipe, block=block, device=device)
 
 
 def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> OnnxPlan:

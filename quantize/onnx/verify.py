@@ -14,7 +14,8 @@ from medlite.errors import ArtifactError, MedliteError, MissingExtraError
 from medlite.files import file_sha256
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
 from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_receipt
-from quantize.onnx.plan import make_onnx_plan
+from quantize.match import match_checkpoint
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import find_onnx_recipe
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
@@ -131,7 +132,7 @@ def _against_source(
 ) -> tuple[tuple[Comparison, ...], list[str]]:
     """Each tensor encoded again from the source as it is stored here, and compared."""
     try:
-        plan = make_onnx_plan(checkpoint, find_onnx_recipe(recipe), block=block, device=device)
+        plan = plan_onnx(match_checkpoint(checkpoint), find_onnx_recipe(recipe), block=block, device=device)
     except MedliteError as error:
         return (), [str(error)]
     if plan.graph != (folder / MODEL_NAME).read_bytes():

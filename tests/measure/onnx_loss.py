@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from bench.score.scoring import log_softmax
 from bench.text.distance import Kept, kl_of_token, mean_of
+from quantize.match import match_checkpoint
 from quantize.onnx.folder import onnx_output
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES, OnnxRecipe
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
@@ -107,7 +108,7 @@ def measure(exact: Path, folder: Path, texts: list[list[int]]) -> Loss:
 
 
 def make_ours(source: Path, target: Path, recipe: OnnxRecipe, block: int) -> Path:
-    write([onnx_output(make_onnx_plan(open_checkpoint(source), recipe, block=block), target)])
+    write([onnx_output(plan_onnx(match_checkpoint(open_checkpoint(source)), recipe, block=block), target)])
     return target
 
 

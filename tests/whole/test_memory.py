@@ -23,13 +23,14 @@ CONVERT = """
 import sys
 from pathlib import Path
 from medlite.files import check_free_space
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.stream.writer import WriteSettings, write
 from quantize.gguf.write import gguf_output
 folder, target = Path(sys.argv[1]), sys.argv[2]
-plan = make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"])
+plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"])
 if target:
     write([gguf_output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))
 status = Path("/proc/self/status").read_text()

@@ -16,14 +16,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 CONVERT = """
 import sys
 from pathlib import Path
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.stream.writer import WriteSettings
 from quantize.onnx.folder import onnx_output
 from quantize.stream.writer import write
 folder, target = Path(sys.argv[1]), sys.argv[2]
-plan = make_onnx_plan(open_checkpoint(folder), ONNX_RECIPES["q4m"], block=128)
+plan = plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES["q4m"], block=128)
 n_bytes = plan.n_bytes
 if target:
     write([onnx_output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))

@@ -13,9 +13,10 @@ import pytest
 from medlite.errors import CheckpointError, OutputError, RecipeError
 from medlite.files import part_path
 from medlite.formats.receipt import receipt_path
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.journal import journal_path
 from quantize.stream.writer import WriteSettings, write
@@ -25,8 +26,9 @@ from tests.helpers.tiny_checkpoint import bf16, llama_config, llama_tensors, mak
 KILL_AFTER = """
 import os, signal, sys
 from pathlib import Path
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.stream.writer import WriteSettings, write
 from quantize.gguf.write import gguf_output
@@ -37,8 +39,8 @@ def on_bytes(n):
     seen += n
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
-checkpoint = open_checkpoint(Path(folder))
-outputs = [gguf_output(make_plan(checkpoint, RECIPES[name]), Path(folder) / f"{name}.gguf") for name in names]
+model = match_checkpoint(open_checkpoint(Path(folder)))
+outputs = [gguf_output(plan_gguf(model, RECIPES[name]), Path(folder) / f"{name}.gguf") for name in names]
 write(outputs, WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
@@ -53,8 +55,8 @@ def run_until_killed(folder: Path, limit: int, *recipes: str, signal_number: int
 
 def convert(folder: Path, *recipes: str, **settings: object) -> list[int]:
     """Convert in this process; returns the resumed bytes of each output."""
-    checkpoint = open_checkpoint(folder)
-    outputs = [gguf_output(make_plan(checkpoint, RECIPES[name]), folder / f"{name}.gguf") for name in recipes]
+    model = match_checkpoint(open_checkpoint(folder))
+    outputs = [gguf_output(plan_gguf(model, RECIPES[name]), folder / f"{name}.gguf") for name in recipes]
     return [one.n_resumed_bytes for one in write(outputs, WriteSettings(**settings))]  # type: ignore[arg-type]
 
 

@@ -139,20 +139,18 @@ def test_a_model_that_returns_nan_fails_loudly(tmp_path: Path) -> None:
 def test_llama_perplexity_prints_the_same_numbers(tmp_path: Path, recipe: str) -> None:
     """The demo model at two recipes: every measure within a tenth of the standard error that the program states."""
     from medlite.demo import checkpoint_path
-    from quantize.gguf.plan import make_plan
+    from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
     from quantize.gguf.write import gguf_output
+    from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.stream.writer import write
     from tests.measure.text import demo_text, ours, theirs
 
-    checkpoint = open_checkpoint(checkpoint_path())
+    model = match_checkpoint(open_checkpoint(checkpoint_path()))
     base, candidate = tmp_path / "base.gguf", tmp_path / "candidate.gguf"
     write(
-        [
-            gguf_output(make_plan(checkpoint, find_recipe(name)), path)
-            for name, path in (("BF16", base), (recipe, candidate))
-        ]
+        [gguf_output(plan_gguf(model, find_recipe(name)), path) for name, path in (("BF16", base), (recipe, candidate))]
     )
     text = tmp_path / "text.txt"
     text.write_text(demo_text(), encoding="utf-8")

@@ -11,8 +11,9 @@ from medlite.errors import CheckpointError
 from medlite.fit.machine import Machine, find_machine
 from medlite.fit.recommend import find_config, gpu_advice, recommend, usual_contexts, with_speeds
 from medlite.formats.onnx_folder import FACTS_NAME
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from tests.helpers.candidates import candidates_of
 from tests.helpers.tiny_checkpoint import make_llama
@@ -29,7 +30,7 @@ def test_a_folder_and_its_plan_agree_on_every_tensor_byte(tmp_path: Path) -> Non
     by_recipe = {c.recipe: c for c in find_candidates(str(folder))}
     assert set(by_recipe) == set(RECIPES)
     for name in ("BF16", "Q8_0", "Q4_K_M", "Q3_K_M"):
-        plan = make_plan(open_checkpoint(folder), RECIPES[name])
+        plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[name])
         assert by_recipe[name].shape.n_weight_bytes == sum(t.n_bytes for t in plan.tensors)
         assert by_recipe[name].bits_per_weight == plan.bits_per_weight
         assert by_recipe[name].n_file_bytes == pytest.approx(plan.n_bytes, rel=0.02)

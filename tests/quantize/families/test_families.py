@@ -14,9 +14,10 @@ from medlite.formats.gguf import read_header
 from quantize.families import FAMILIES as TABLE
 from quantize.families import find_family
 from quantize.families.family import Family, text_config
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import WriteSettings, write
 from tests.helpers.gguf_compare import assert_equal_tensors, tensors_of
@@ -41,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def convert(folder: Path, recipe: str, target: Path, importance: dict[str, np.ndarray] | None = None) -> None:
-    plan = make_plan(open_checkpoint(folder), RECIPES[recipe], importance=importance)
+    plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe], importance=importance)
     write([gguf_output(plan, target)], WriteSettings(n_threads=2, measure=False, hash_source=False))
 
 
@@ -81,7 +82,7 @@ def test_every_family_equals_llama_quantize(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_source_tensor_is_used_once_or_ignored_with_a_reason(family: str, folders: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(folders[family])
-    plan = make_plan(checkpoint, RECIPES["Q8_0"])
+    plan = plan_gguf(match_checkpoint(checkpoint), RECIPES["Q8_0"])
     used = [tensor.source.name for tensor in plan.tensors if tensor.source is not None]
     ignored = [name for name in plan.model.ignored if "[" not in name]
     assert sorted(used + ignored) == sorted(checkpoint.tensors)
@@ -100,7 +101,7 @@ def test_llama_vision_becomes_the_plain_llama_without_its_cross_attention_layers
 
 
 def test_llama_vision_lists_what_it_leaves_out(folders: dict[str, Path]) -> None:
-    ignored = make_plan(open_checkpoint(folders["mllama"]), RECIPES["Q8_0"]).model.ignored
+    ignored = plan_gguf(match_checkpoint(open_checkpoint(folders["mllama"])), RECIPES["Q8_0"]).model.ignored
     assert ignored["vision_model.class_embedding"] == "the vision tower: the result reads text only"
     assert ignored["language_model.model.layers.1.cross_attn_attn_gate"] == (
         "cross-attention to an image: skipped where there is none"
@@ -250,7 +251,7 @@ def test_gemma_27b_scales_attention_by_its_hidden_size() -> None:
 def test_gemma_norms_are_stored_plus_one(folders: dict[str, Path]) -> None:
     """Gemma multiplies by 1 + weight, ggml by the weight; everything else keeps its bits."""
     folder = folders["gemma3"]
-    plan = make_plan(open_checkpoint(folder), RECIPES["BF16"])
+    plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"])
     ours, raw = tensors_of(folder / "source.gguf"), (folder / "model.safetensors").read_bytes()
     for tensor in plan.tensors:
         assert tensor.source is not None
@@ -269,9 +270,9 @@ def test_long_rope_states_its_attention_factor(folders: dict[str, Path]) -> None
 
 
 def test_a_sliding_window_that_llama_cpp_drops_is_noted(folders: dict[str, Path]) -> None:
-    notes = make_plan(open_checkpoint(folders["mistral"]), RECIPES["Q8_0"]).model.notes
+    notes = plan_gguf(match_checkpoint(open_checkpoint(folders["mistral"])), RECIPES["Q8_0"]).model.notes
     assert notes == ("beyond 128 tokens llama.cpp attends to all tokens, the source to the last 128",)
-    assert make_plan(open_checkpoint(folders["llama3"]), RECIPES["Q8_0"]).model.notes == ()
+    assert plan_gguf(match_checkpoint(open_checkpoint(folders["llama3"])), RECIPES["Q8_0"]).model.notes == ()
 
 
 def test_mistral_without_the_key_has_the_window_of_its_config_class(folders: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from quantize.gguf.outline import Outline
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.match import match_checkpoint
-from quantize.onnx.config import genai_config
+from quantize.onnx.config import GENAI_NAME
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.source.checkpoint import open_checkpoint
@@ -34,7 +34,9 @@ def test_a_row_of_the_table_is_all_that_a_new_family_needs(tmp_path: Path, monke
     assert gguf.metadata["general.architecture"].value == "new"
     assert gguf.metadata["new.block_count"].value == 2
     onnx = plan_onnx(model, ONNX_RECIPES["q4m"], block=32)
-    assert genai_config(onnx)["model"]["type"] == "new_text"
+    genai = onnx.companions[GENAI_NAME]
+    assert isinstance(genai, bytes)
+    assert json.loads(genai)["model"]["type"] == "new_text"
     assert Outline(model.checkpoint.config).n_params == model.n_params
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from medlite.formats.gguf import GGML_TYPES, read_header
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import WriteSettings, write
 from tests.helpers.llama_quantize import llama_quantize
@@ -42,7 +43,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
     for name, changes in SHAPES.items():
         folder = make_llama(tmp_path_factory.mktemp("oracle") / name.replace(" ", "-"), **changes)
         bf16 = folder / "bf16.gguf"
-        write([gguf_output(make_plan(open_checkpoint(folder), RECIPES["BF16"]), bf16)])
+        write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"]), bf16)])
         result[name] = (folder, bf16)
     return result
 
@@ -78,7 +79,11 @@ def test_every_recipe_equals_llama_quantize(
     importance = importance_of(bf16) if imatrix else None
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     write(
-        [gguf_output(make_plan(open_checkpoint(folder), RECIPES[recipe], importance=importance), ours)],
+        [
+            gguf_output(
+                plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe], importance=importance), ours
+            )
+        ],
         WriteSettings(n_threads=2),
     )
     llama_quantize(bf16, theirs, RECIPES[recipe].file_type, importance)
@@ -89,7 +94,13 @@ def test_tensor_type_overrides_equal_llama_quantize(sources: dict[str, tuple[Pat
     folder, bf16 = sources["grouped"]
     overrides = ((r"blk\.[0-3]\.ffn_down", "Q8_0"), ("attn_v", "Q5_K"))
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write([gguf_output(make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"], overrides=overrides), ours)])
+    write(
+        [
+            gguf_output(
+                plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"], overrides=overrides), ours
+            )
+        ]
+    )
     llama_quantize(
         bf16,
         theirs,
@@ -102,13 +113,10 @@ def test_tensor_type_overrides_equal_llama_quantize(sources: dict[str, tuple[Pat
 def test_70b_lifts_its_value_tensors(tmp_path: Path) -> None:
     """80 layers with grouped heads are llama.cpp's 70B, whose V gets more bits."""
     folder = make_llama(tmp_path / "70b", num_hidden_layers=80, num_key_value_heads=1, intermediate_size=256)
-    checkpoint = open_checkpoint(folder)
+    model = match_checkpoint(open_checkpoint(folder))
     bf16, ours, theirs = tmp_path / "bf16.gguf", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     write(
-        [
-            gguf_output(make_plan(checkpoint, RECIPES["BF16"]), bf16),
-            gguf_output(make_plan(checkpoint, RECIPES["Q3_K_M"]), ours),
-        ]
+        [gguf_output(plan_gguf(model, RECIPES["BF16"]), bf16), gguf_output(plan_gguf(model, RECIPES["Q3_K_M"]), ours)]
     )
     llama_quantize(bf16, theirs, RECIPES["Q3_K_M"].file_type)
     assert_same_tensors(ours, theirs)

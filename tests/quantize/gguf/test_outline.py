@@ -8,8 +8,9 @@ import pytest
 from medlite.errors import CheckpointError
 from quantize.families import FAMILIES as TABLE
 from quantize.gguf.outline import Outline
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from tests.helpers import tiny_families
 from tests.helpers.plans import tensor_infos
@@ -23,7 +24,7 @@ def test_an_outline_has_the_tensors_of_the_plan(family: str, tmp_path: Path) -> 
     checkpoint = open_checkpoint(tiny_families.make_family(family, tmp_path / family))
     outline = Outline(checkpoint.config)
     for name in ("BF16", "Q8_0", "Q4_K_M", "Q3_K_S", "IQ4_XS", "Q4_0"):
-        plan = make_plan(checkpoint, RECIPES[name])
+        plan = plan_gguf(match_checkpoint(checkpoint), RECIPES[name])
         assert outline.header(RECIPES[name]).tensors == tensor_infos(plan), name
         assert outline.n_params == plan.n_params
 
@@ -52,7 +53,7 @@ def test_every_architecture_has_an_outline() -> None:
 
 def test_the_vocabulary_is_the_only_estimate(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(make_llama(tmp_path / "m"))
-    plan, outline = make_plan(checkpoint, RECIPES["Q4_K_M"]), Outline(checkpoint.config)
+    plan, outline = plan_gguf(match_checkpoint(checkpoint), RECIPES["Q4_K_M"]), Outline(checkpoint.config)
     header = outline.header(RECIPES["Q4_K_M"])
     assert header.n_file_bytes - header.data_start == plan.n_bytes - len(plan.files[0].header)
 

@@ -8,9 +8,10 @@ import pytest
 
 from medlite.errors import CheckpointError, RecipeError, TokenizerError
 from medlite.formats.artifact import open_artifact
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES, find_recipe
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
 from tests.helpers.places import GOLDEN
@@ -22,7 +23,7 @@ GOLDEN = GOLDEN / "plan-Q4_K_M.txt"
 
 def plan_text(folder: Path, recipe: str) -> str:
     """A plan as a person reads it: name, type, shape, offset, bytes, reason."""
-    plan = make_plan(open_checkpoint(folder), RECIPES[recipe])
+    plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe])
     return (
         "\n".join(
             f"{info.name} {info.type.name} {'x'.join(map(str, info.shape))} @{info.offset} {info.n_bytes} {t.reason}"
@@ -41,7 +42,7 @@ def test_the_plan_of_a_small_llama_is_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", [name for name, row in RECIPES.items() if not row.needs_imatrix])
 def test_the_planned_size_is_the_written_size(recipe: str, tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", num_hidden_layers=1)
-    plan = make_plan(open_checkpoint(folder), RECIPES[recipe])
+    plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe])
     out = tmp_path / "m.gguf"
     write([gguf_output(plan, out)])
     assert out.stat().st_size == plan.n_bytes
@@ -53,7 +54,7 @@ def test_the_planned_size_is_the_written_size(recipe: str, tmp_path: Path) -> No
 def test_a_recipe_that_needs_an_imatrix_refuses_without_one(name: str, tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", num_hidden_layers=8)
     with pytest.raises(RecipeError, match=r"needs an importance matrix for blk\.\d"):
-        make_plan(open_checkpoint(folder), RECIPES[name])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[name])
 
 
 def test_an_unknown_recipe_names_its_neighbours() -> None:
@@ -65,20 +66,20 @@ def test_an_unknown_recipe_names_its_neighbours() -> None:
 def test_several_files_hold_every_tensor_once_and_load(tmp_path: Path) -> None:
     from medlite.formats.gguf import read_header
 
-    checkpoint = open_checkpoint(make_llama(tmp_path / "m", num_hidden_layers=4))
-    plan = make_plan(checkpoint, RECIPES["Q8_0"], max_shard_bytes=500_000)
+    model = match_checkpoint(open_checkpoint(make_llama(tmp_path / "m", num_hidden_layers=4)))
+    plan = plan_gguf(model, RECIPES["Q8_0"], max_shard_bytes=500_000)
     write([gguf_output(plan, tmp_path / "m.gguf")])
     paths = plan.paths(tmp_path / "m.gguf")
     assert len(paths) > 2
     assert paths[0].name == f"m-00001-of-{len(paths):05d}.gguf"
     headers = [read_header(path) for path in paths]
     names = [tensor.name for header in headers for tensor in header.tensors]
-    assert names == [tensor.name for tensor in make_plan(checkpoint, RECIPES["Q8_0"]).tensors]
+    assert names == [tensor.name for tensor in plan_gguf(model, RECIPES["Q8_0"]).tensors]
     assert [header.get("split.no") for header in headers] == list(range(len(paths)))
     assert {header.get("split.count") for header in headers} == {len(paths)}
     assert "general.architecture" not in headers[1].metadata
     with pytest.raises(RecipeError, match="takes"):
-        make_plan(checkpoint, RECIPES["Q8_0"], max_shard_bytes=1000)
+        plan_gguf(model, RECIPES["Q8_0"], max_shard_bytes=1000)
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -100,7 +101,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(name: str, tmp_path: P
     folder = make_llama(tmp_path / "m")
     (folder / "config.json").write_text(json.dumps(llama_config(**changes)))
     with pytest.raises(CheckpointError, match=message):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
 
 
 def test_a_tensor_that_no_rule_takes_is_refused(tmp_path: Path) -> None:
@@ -109,15 +110,15 @@ def test_a_tensor_that_no_rule_takes_is_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.q_proj.lora_A"] = tensors["model.norm.weight"]
     write_safetensors(folder / "model.safetensors", tensors)
     with pytest.raises(CheckpointError, match=r"no rule of LlamaForCausalLM takes .*lora_A"):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
 
 
 def test_a_missing_head_is_only_allowed_when_tied(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", tie_word_embeddings=True)
-    assert make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+    assert plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
     (folder / "config.json").write_text(json.dumps(llama_config(tie_word_embeddings=False)))
     with pytest.raises(CheckpointError, match=r"no tensor becomes output\.weight"):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(tmp_path: Path) -> No
     tokenizer["added_tokens"].append({"id": 600, "content": "<|extra|>", "special": True})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TokenizerError, match="id 600, the model has 512 embeddings"):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
 
 
 def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
@@ -135,17 +136,17 @@ def test_an_unknown_pre_tokenizer_is_shown(tmp_path: Path) -> None:
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{Han}+"
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TokenizerError, match=r"\\p\{Han\}"):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
 
 
 @pytest.mark.parametrize("override", [("ffn", "Q9_X"), ("ffn", "I32")])
 def test_an_override_to_no_weight_type_is_refused(override: tuple[str, str], tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m")
     with pytest.raises(RecipeError, match="unknown type"):
-        make_plan(open_checkpoint(folder), RECIPES["Q8_0"], overrides=(override,))
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], overrides=(override,))
 
 
 def test_an_override_without_effect_is_refused(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m")
     with pytest.raises(RecipeError, match="no effect"):
-        make_plan(open_checkpoint(folder), RECIPES["BF16"], overrides=(("ffn", "Q8_0"),))
+        plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"], overrides=(("ffn", "Q8_0"),))

@@ -15,11 +15,12 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 
 from medlite.engines import open_engine
 from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest, OpenSettings
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.onnx.folder import onnx_output
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.source.checkpoint import open_checkpoint, read_json_object
 from quantize.stream.writer import write
@@ -40,7 +41,7 @@ def tokens_of(n: int) -> tuple[int, ...]:
 def convert(source: Path, recipe: str = "fp32", device: str = "cpu") -> Path:
     target = source.parent / f"{source.name}-{recipe}-{device}"
     if not target.exists():
-        plan = make_onnx_plan(open_checkpoint(source), ONNX_RECIPES[recipe], block=32, device=device)
+        plan = plan_onnx(match_checkpoint(open_checkpoint(source)), ONNX_RECIPES[recipe], block=32, device=device)
         write([onnx_output(plan, target)])
     return target
 
@@ -54,7 +55,7 @@ def every_logit(folder: Path, tokens: tuple[int, ...], **options: Any) -> Logits
 def test_logits_equal_llama_cpp_s(family: str, tmp_path: Path) -> None:
     """Two runtimes, two conversions, one set of tables: an error in either would show."""
     source = make_family(family, tmp_path / "m")
-    write([gguf_output(make_plan(open_checkpoint(source), RECIPES["F32"]), tmp_path / "m.gguf")])
+    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(source)), RECIPES["F32"]), tmp_path / "m.gguf")])
     tokens = tokens_of(N_AGAINST_LLAMA_CPP)
     ours = every_logit(convert(source), tokens)
     theirs = every_logit(tmp_path / "m.gguf", tokens, device="cpu", n_context=len(tokens))

@@ -15,7 +15,7 @@ from quantize.families import FAMILIES as TABLE
 from quantize.match import match_checkpoint
 from quantize.onnx.decoder import read_decoder
 from quantize.onnx.folder import OnnxPlan
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES, find_onnx_recipe
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.slabs import slabs_of
@@ -50,7 +50,7 @@ rope.0.sin float32: computed from the config
 
 
 def plan_of(folder: Path, recipe: str = "q4m", *, block: int = 32, device: str = "cpu") -> OnnxPlan:
-    return make_onnx_plan(open_checkpoint(folder), ONNX_RECIPES[recipe], block=block, device=device)
+    return plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES[recipe], block=block, device=device)
 
 
 def change_config(folder: Path, **changes: Any) -> None:

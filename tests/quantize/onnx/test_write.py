@@ -19,8 +19,9 @@ from medlite.files import part_path
 from medlite.formats.artifact import open_artifact
 from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME
 from medlite.formats.receipt import ONNX_RECEIPT_NAME
+from quantize.match import match_checkpoint
 from quantize.onnx.folder import onnx_output
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
 from quantize.source.checkpoint import open_checkpoint
@@ -31,8 +32,9 @@ from tests.helpers.places import ROOT
 KILL_AFTER = """
 import os, sys
 from pathlib import Path
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
-from quantize.onnx.plan import make_onnx_plan
+from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.stream.writer import WriteSettings
 from quantize.onnx.folder import onnx_output
@@ -44,13 +46,13 @@ def on_bytes(n):
     seen += n
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
-plan = make_onnx_plan(open_checkpoint(Path(folder)), ONNX_RECIPES["q4m"], block=32)
+plan = plan_onnx(match_checkpoint(open_checkpoint(Path(folder))), ONNX_RECIPES["q4m"], block=32)
 write([onnx_output(plan, Path(folder) / "out")], WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
 
 def convert(folder: Path, recipe: str = "q4m", **settings: object) -> Written:
-    plan = make_onnx_plan(open_checkpoint(folder), ONNX_RECIPES[recipe], block=32)
+    plan = plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES[recipe], block=32)
     return write([onnx_output(plan, folder / "out")], WriteSettings(**settings))[0]  # type: ignore[arg-type]
 
 

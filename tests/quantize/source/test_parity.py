@@ -9,9 +9,10 @@ import pytest
 from medlite.errors import ArtifactError, TokenizerError
 from medlite.formats.chat_template import ChatTemplate, Message
 from medlite.formats.gguf import Kind, Value
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import (
     NO_TEMPLATE,
@@ -27,7 +28,7 @@ from tests.helpers.tiny_families import FAMILIES, make_family
 
 
 def metadata_of(folder: Path, **options: Any) -> dict[str, Value]:
-    return dict(make_plan(open_checkpoint(folder), RECIPES["Q8_0"], **options).metadata)
+    return dict(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], **options).metadata)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +48,7 @@ def test_every_family_reads_text_as_its_checkpoint_does(family: str, tmp_path: P
 
 def test_a_written_artifact_is_checked_as_its_plan_is(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
-    plan = make_plan(open_checkpoint(folder), RECIPES["Q8_0"])
+    plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
     write([gguf_output(plan, tmp_path / "m.gguf")])
     assert check_tokenizer(tmp_path / "m.gguf", SourceFiles(folder)) == check_metadata(
         plan.metadata, SourceFiles(folder)

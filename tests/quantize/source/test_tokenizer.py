@@ -9,8 +9,9 @@ import pytest
 
 from medlite.errors import CheckpointError, TokenizerError
 from medlite.formats.gguf import Kind, Value
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.tokenizer import (
     BYTE,
@@ -118,7 +119,7 @@ def test_an_unknown_pattern_shows_itself_and_the_flag(stated: dict[str, Any], ll
 
 
 def test_the_override_reaches_the_plan(llama3: Path) -> None:
-    plan = make_plan(open_checkpoint(llama3), RECIPES["Q8_0"], pre_tokenizer="smaug-bpe")
+    plan = plan_gguf(match_checkpoint(open_checkpoint(llama3)), RECIPES["Q8_0"], pre_tokenizer="smaug-bpe")
     assert plan.metadata[T + "pre"] == Value(Kind.STRING, "smaug-bpe")
 
 

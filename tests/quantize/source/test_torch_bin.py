@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from medlite.errors import CheckpointError, MissingExtraError
-from quantize.gguf.plan import make_plan
+from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.gguf.write import gguf_output
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
 from tests.helpers.gguf_compare import assert_equal_tensors
@@ -54,7 +55,7 @@ def to_bin(folder: Path, n_shards: int = 1, **options: Any) -> dict[str, Any]:
 
 
 def convert(folder: Path, target: Path) -> None:
-    write([gguf_output(make_plan(open_checkpoint(folder), RECIPES["Q4_K_M"]), target)])
+    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"]), target)])
 
 
 @with_torch
