@@ -8,6 +8,7 @@ from medlite.formats.gguf import FILE_TYPES_BY_ID, GGML_TYPES, Header, read_head
 from medlite.formats.onnx_folder import folder_bytes, is_onnx_folder, read_onnx_facts
 
 RECIPE_KEY = "medlite.recipe"
+FILE_TYPE_KEY = "general.file_type"
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,27 @@ def describe(path: Path, header: Header) -> Artifact:
     n_params = sum(t.n_weights for t in weights)
     if n_params == 0:
         raise ArtifactError(f"{path}: holds no weights", hint="a vocabulary-only file cannot run")
-    tokens = header.get("tokenizer.ggml.tokens", [])
+    tokens, template = header.get("tokenizer.ggml.tokens"), header.get("tokenizer.chat_template")
     return Artifact(
         path=path,
         format="gguf",
         name=str(header.get("general.name", path.stem)),
         architecture=architecture,
-        recipe=str(header.get(RECIPE_KEY) or FILE_TYPES_BY_ID.get(header.get("general.file_type", -1), "unknown")),
+        recipe=str(header.get(RECIPE_KEY) or FILE_TYPES_BY_ID.get(_count(path, header, FILE_TYPE_KEY, -1), "unknown")),
         n_params=n_params,
         n_bytes=header.n_file_bytes,
         bits_per_weight=8 * sum(t.n_bytes for t in weights) / n_params,
-        n_context_trained=int(header.get(f"{architecture}.context_length", 0)),
-        n_vocab=int(header.get(f"{architecture}.vocab_size", 0)) or len(tokens),
-        chat_template=header.get("tokenizer.chat_template"),
+        n_context_trained=_count(path, header, f"{architecture}.context_length"),
+        n_vocab=_count(path, header, f"{architecture}.vocab_size") or (len(tokens) if isinstance(tokens, list) else 0),
+        chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _count(path: Path, header: Header, key: str, missing: int = 0) -> int:
+    value = header.get(key, missing)
+    if not isinstance(value, int):
+        raise ArtifactError(f"{path}: {key} is a {type(value).__name__}, expected a whole number")
+    return value
 
 
 def describe_onnx(folder: Path) -> Artifact:

@@ -128,11 +128,13 @@ def read_template(header: Header) -> ChatTemplate | None:
 
 def special_tokens(metadata: Header | Mapping[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, unk_token, pad_token as text, those that a GGUF file names. metadata: plain values."""
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return {}
     found: dict[str, str] = {}
     for name, key in TOKEN_KEYS.items():
         token = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if isinstance(token, int) and 0 <= token < len(tokens):
+        if isinstance(token, int) and 0 <= token < len(tokens) and isinstance(tokens[token], str):
             found[name] = tokens[token]
     return found
 
