@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medlite.cli import print_json
+from medlite.cli.params import json_option
 
 if TYPE_CHECKING:
     from quantize.stream.compare import Verification
@@ -26,7 +27,7 @@ Exit code 0: nothing wrong. 1: something is wrong, and named.""",
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", metavar="SOURCE", help="Also encode the checkpoint again and compare every tensor.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix it was made with.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option("Print the findings as JSON.")
 def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool) -> None:
     """Check a GGUF file or an ONNX folder, offline.
 
@@ -45,25 +46,21 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
 
     if not file.exists():
         raise ArtifactError(f"{file}: no such file")
-    if is_onnx_folder(file) and imatrix:
+    is_folder = is_onnx_folder(file)
+    if is_folder and imatrix:
         raise ArtifactError("--imatrix: only for GGUF files")
     checkpoint = open_checkpoint(find_checkpoint(against)) if against else None
-    if is_onnx_folder(file):
-        total = 2 * (file / DATA_NAME).stat().st_size if (file / DATA_NAME).is_file() else 0
-        with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
-            found = verify_onnx(file, against=checkpoint, on_bytes=on_bytes)
-        finish(found, as_json=as_json)
-        return
-    total = file.stat().st_size * (2 if receipt_path(file).exists() else 1)
+    if is_folder:
+        weights = file / DATA_NAME
+        total = 2 * weights.stat().st_size if weights.is_file() else 0
+    else:
+        total = file.stat().st_size * (2 if receipt_path(file).exists() else 1)
     with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
-        found = verify(
-            file, against=checkpoint, importance=read_imatrix(imatrix) if imatrix else None, on_bytes=on_bytes
-        )
-    finish(found, as_json=as_json)
-
-
-def finish(found: "Verification", *, as_json: bool) -> None:
-    """Show the findings; exit with 1 if something is wrong."""
+        if is_folder:
+            found = verify_onnx(file, against=checkpoint, on_bytes=on_bytes)
+        else:
+            importance = read_imatrix(imatrix) if imatrix else None
+            found = verify(file, against=checkpoint, importance=importance, on_bytes=on_bytes)
     show(found, as_json=as_json)
     if not found.ok:
         sys.exit(1)
