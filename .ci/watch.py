@@ -15,7 +15,9 @@ TAIL_BYTES = 1 << 16
 LAST_LINES = 25
 SECONDS_BETWEEN_LINES = 30
 NINJA = re.compile(r"\[(\d+)/(\d+)\] ")
-PIP = re.compile(r"^ *((?:Collecting|Building|Installing|Preparing|Getting) [^\n]{1,60})", re.MULTILINE)
+PIP = re.compile(
+    r"^ *((?:Collecting|Building|Preparing|Getting) [^\n]{1,60}|Installing collected packages)", re.MULTILINE
+)
 
 
 def tail(log: Path) -> str:
