@@ -44,8 +44,9 @@ DEFAULT_CONTEXT_LIMIT = 32768
 DEFAULT_CONTEXT_SHARE = 0.25  # of the memory that the weights leave free
 SMALLEST_CONTEXT = 512
 RESERVE_BYTES = 256 << 20
-# Memory over file size. int4 and int8 are repacked (1.15 to 1.75 measured); float16 is widened to float32 beside it.
-MEMORY_FACTORS = {"fp32": 2.0, "fp16": 3.0}
+# Memory over file size, by the bits of a weight. float16 is widened, and both are held; int4 and int8 are repacked
+# (1.15 to 1.75 measured).
+MEMORY_FACTORS = {32: 2.0, 16: 3.0}
 DEFAULT_MEMORY_FACTOR = 1.75
 
 Decoder = session.CachedDecoder | GrowingDecoder
@@ -335,7 +336,7 @@ def choose_context(facts: OnnxFacts, n_bytes: int, wanted: int | None, free_byte
         raise EngineError(
             f"a context of {wanted} tokens, the model was trained for {trained}", hint=f"--context {trained}"
         )
-    weights = int(n_bytes * MEMORY_FACTORS.get(facts.recipe, DEFAULT_MEMORY_FACTOR))
+    weights = int(n_bytes * MEMORY_FACTORS.get(round(facts.bits_per_weight), DEFAULT_MEMORY_FACTOR))
     # A growing cache is copied as it grows: the old one and the new one stand side by side.
     per_token = facts.kv_bytes_per_token() * (1 if facts.shared_cache else 2)
     spare = free_bytes - RESERVE_BYTES - weights
