@@ -64,6 +64,16 @@ def test_a_complete_checkpoint_has_what_its_config_says(family: str, tmp_path: P
     }
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_source_tensor_is_used_once_or_ignored_with_a_reason(family: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_family(family, tmp_path / family))
+    model = match_checkpoint(checkpoint)
+    used = [tensor.source.name for tensor in model.tensors if tensor.source is not None]
+    ignored = [name for name in model.ignored if "[" not in name]
+    assert sorted(used + ignored) == sorted(checkpoint.tensors)
+    assert all(model.ignored.values())
+
+
 def test_a_tensor_says_where_its_rows_lie_and_what_they_need(tmp_path: Path) -> None:
     model = match_checkpoint(open_checkpoint(make_family("llama32", tmp_path / "m")))
     tensors = {tensor.name: tensor for tensor in model.tensors}

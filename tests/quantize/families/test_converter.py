@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"the converter needs {', '.join(MISSING)}"),
 ]
 
-# Mllama has no converter: tests/quantize/families/test_families.py compares it with a plain Llama, which has one.
+# Mllama has no converter: tests/quantize/families/test_mllama.py compares it with a plain Llama, which has one.
 CONVERTIBLE = [name for name in FAMILIES if not name.startswith("mllama")]
 PRE_TOKENIZERS = {"llama3": "llama-bpe", "llama32": "llama-bpe", "qwen2": "qwen2", "qwen3": "qwen2"}
 
