@@ -165,9 +165,9 @@ def check_comparable(baseline: RunRecord, candidate: RunRecord) -> None:
             raise RecordError(f"{role} {label(record)}: holds no sample")
     pairs = {
         "task": (baseline.task.name, candidate.task.name),
-        "protocol": (baseline.settings.protocol, candidate.settings.protocol),
-        "shots": (baseline.settings.n_shots, candidate.settings.n_shots),
-        "orders of the options": (baseline.settings.n_orders, candidate.settings.n_orders),
+        "protocol": (baseline.settings.prompting.protocol, candidate.settings.prompting.protocol),
+        "shots": (baseline.settings.prompting.n_shots, candidate.settings.prompting.n_shots),
+        "orders of the options": (baseline.settings.prompting.n_orders, candidate.settings.prompting.n_orders),
         "dataset revision": (baseline.task.revision, candidate.task.revision),
         "number of samples": (len(baseline.samples), len(candidate.samples)),
     }
@@ -197,7 +197,7 @@ def _why_prompts_differ(baseline: RunRecord, candidate: RunRecord) -> str:
     versions = [record.environment.get("medlite") for record in (baseline, candidate)]
     if versions[0] != versions[1]:
         return f"made by medlite {versions[0]} and {versions[1]}, "
-    return "the chat templates differ, " if baseline.settings.protocol == "chat" else ""
+    return "the chat templates differ, " if baseline.settings.prompting.protocol == "chat" else ""
 
 
 def label(record: RunRecord) -> str:

@@ -59,7 +59,7 @@ def differences(baseline: RunRecord, rerun: RunRecord) -> list[str]:
     ]
     pairs += [
         ("artifact", baseline.artifact.recipe, rerun.artifact.recipe),
-        ("number type", baseline.settings.dtype, rerun.settings.dtype),
+        ("number type", baseline.settings.runtime.dtype, rerun.settings.runtime.dtype),
         ("group", baseline.settings.n_group, rerun.settings.n_group),
     ]
     return [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]

@@ -90,8 +90,8 @@ def baselines(own: RunRecord, headers: Mapping[Path, RunRecord]) -> list[Path]:
             header.task.name,
             header.task.dataset_sha256,
             header.prompts_sha256,
-            header.settings.protocol,
-            header.settings.n_shots,
+            header.settings.prompting.protocol,
+            header.settings.prompting.n_shots,
         )
 
     def rank(header: RunRecord) -> int:

@@ -197,8 +197,8 @@ def _all_rows(records: dict[str, RunRecord], dataset: str, score: Score) -> Inte
     record = records.get(task)
     if (
         record is None
-        or record.settings.protocol != PROTOCOLS.get(score.protocol)
-        or (record.settings.n_shots != score.shots)
+        or record.settings.prompting.protocol != PROTOCOLS.get(score.protocol)
+        or (record.settings.prompting.n_shots != score.shots)
         or record.task.n_all != _task_size(task)
     ):
         return None

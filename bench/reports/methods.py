@@ -17,11 +17,12 @@ def method_lines(one: TaskComparison) -> list[str]:
             "once. Artifacts and costs stand with the tasks.",
             *_warnings(one),
         ]
+    prompting = b.settings.prompting
     lines = [
         f"Question set {b.task.name} ({b.task.source}, revision {b.task.revision or 'embedded or local'}, licence "
         f"{b.task.licence}), {b.task.n_samples:,} of {b.task.n_all:,} questions, sha256 {b.task.dataset_sha256[:16]}, "
         f"prompts sha256 {b.prompts_sha256[:16]}.",
-        f"Protocol {b.settings.protocol}, {b.settings.n_shots} shots, sampling seed {b.settings.seed}; margin "
+        f"Protocol {prompting.protocol}, {prompting.n_shots} shots, sampling seed {prompting.seed}; margin "
         f"{in_points([r.settings.margin_points for r in records])} as declared before the runs. "
         f"Intervals at {100 * LEVEL:g} %; {bootstrap(one)}.",
         *(artifact_line(record) for record in records),

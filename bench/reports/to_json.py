@@ -16,6 +16,7 @@ from bench.reports.content import Evidence, Report, evidence_of
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
 from bench.run.record import RunRecord
+from bench.settings import settings_to_json
 
 SHARES = np.linspace(0, 1, 101)  # where curves are given: every percent of the questions
 
@@ -90,7 +91,7 @@ def facts(record: RunRecord, calibration: Calibration | None, base: Calibration 
         "artifact": asdict(record.artifact),
         "engine": record.engine,
         "task": asdict(record.task),
-        "settings": asdict(record.settings),
+        "settings": settings_to_json(record.settings),
         "environment": record.environment,
         "performance": {
             **asdict(costs),

@@ -1,7 +1,5 @@
 """A record of an earlier run that still stands, so that its questions need not be asked again."""
 
-from dataclasses import replace
-
 from bench.ask.question import samples_sha256
 from bench.run.measure import chosen_samples
 from bench.run.record import RunRecord, read_record
@@ -14,8 +12,8 @@ from medlite.version import __version__
 def questions_sha256(request: RunRequest) -> str:
     """Digest of the questions that will be asked; fetches them if need be. Raises TaskError if they cannot be had."""
     task = find_task(request.task, request.data)
-    samples, _ = fetch.load(task, request.data, request.shots_data, n_shots=request.settings.n_shots)
-    return samples_sha256(chosen_samples(samples, request.settings))
+    samples, _ = fetch.load(task, request.data, request.shots_data, n_shots=request.settings.prompting.n_shots)
+    return samples_sha256(chosen_samples(samples, request.settings.prompting))
 
 
 def kept_record(request: RunRequest, artifact_sha256: str, dataset_sha256: str) -> RunRecord | None:
@@ -26,7 +24,7 @@ def kept_record(request: RunRequest, artifact_sha256: str, dataset_sha256: str) 
         record = read_record(request.out)
     except RecordError:
         return None
-    asked = record.settings if request.settings.n_context else replace(record.settings, n_context=0)
+    asked = record.settings if request.settings.runtime.n_context else record.settings.with_context(0)
     found = (record.artifact.sha256, asked, record.task.dataset_sha256, record.environment.get("medlite"))
     wanted = (artifact_sha256, request.settings, dataset_sha256, __version__)
     return record if record.complete and found == wanted else None

@@ -22,7 +22,7 @@ from bench.run.speed import measure_speed
 from bench.score.chat import score_chat
 from bench.score.scoring import ScoredSample, score_samples
 from bench.score.server import score_on_server
-from bench.settings import RunSettings
+from bench.settings import Prompting, RunSettings
 from medlite.devices import process_memory
 from medlite.engines.engine import AnswersEngine, EngineInfo, LogitsEngine
 from medlite.errors import TaskError
@@ -42,7 +42,7 @@ def prepare(
     task: Task,
     samples: Sequence[Sample],
     shots: Sequence[Sample],
-    settings: RunSettings,
+    prompting: Prompting,
     template: chat_protocol.TemplateSource | None = None,
 ) -> Questions:
     """The questions of a run. template: of the model, which the chat protocol needs.
@@ -51,14 +51,14 @@ def prepare(
     """
     if task.n_samples and len(samples) != task.n_samples:
         raise TaskError(f"{task.name}: {len(samples)} samples, the published set has {task.n_samples}")
-    if settings.protocol not in PROTOCOLS:
-        raise TaskError(f"{settings.protocol}: no such protocol", hint=f"one of {', '.join(PROTOCOLS)}")
-    drawn = chosen_samples(samples, settings)
-    build = PROTOCOLS[settings.protocol] or task.build_prompt
-    if settings.protocol == "chat":
+    if prompting.protocol not in PROTOCOLS:
+        raise TaskError(f"{prompting.protocol}: no such protocol", hint=f"one of {', '.join(PROTOCOLS)}")
+    drawn = chosen_samples(samples, prompting)
+    build = PROTOCOLS[prompting.protocol] or task.build_prompt
+    if prompting.protocol == "chat":
         build = chat_protocol.builder_for(template)
     items = tuple((sample, build(sample, [s for s in shots if s.subject == sample.subject])) for sample in drawn)
-    if settings.n_orders > 1:
+    if prompting.n_orders > 1:
         check_shown(items)
     facts = TaskFacts(
         name=task.name,
@@ -73,10 +73,10 @@ def prepare(
     return Questions(items, facts, prompts_sha256([prompt for _, prompt in items]))
 
 
-def chosen_samples(samples: Sequence[Sample], settings: RunSettings) -> list[Sample]:
-    """The samples that are asked: drawn if there is a limit, each in several orders if the settings say so."""
-    drawn = draw(samples, settings.limit, settings.seed)
-    return in_orders(drawn, settings.n_orders, settings.seed) if settings.n_orders > 1 else drawn
+def chosen_samples(samples: Sequence[Sample], prompting: Prompting) -> list[Sample]:
+    """The samples that are asked: drawn if there is a limit, each in several orders if that is asked for."""
+    drawn = draw(samples, prompting.limit, prompting.seed)
+    return in_orders(drawn, prompting.n_orders, prompting.seed) if prompting.n_orders > 1 else drawn
 
 
 def draw(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
@@ -181,7 +181,7 @@ def score(
         for start in range(0, len(items), settings.n_group or len(items) or 1):
             yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
         return
-    if settings.protocol == "chat":
+    if settings.prompting.protocol == "chat":
         yield from score_chat(engine, items, reply_tokens=settings.reply_tokens)
         return
     step = settings.n_group or len(items) or 1
@@ -210,7 +210,7 @@ def environment() -> dict[str, str]:
 
 def _notes(settings: RunSettings, *, resumed: bool) -> tuple[str, ...]:
     notes = [] if settings.measure_speed else ["prefill and decode speed were not measured"]
-    if settings.url:
+    if settings.server.url:
         notes.append("the model runs behind a server: its memory was not measured, its weights were not hashed")
     if resumed:
         notes.append("resumed: scoring time, energy and prompt tokens are of the last session only")

@@ -18,7 +18,7 @@ import msgspec
 
 from bench.score import distributions
 from bench.score.scoring import OK, ScoredSample
-from bench.settings import RunSettings
+from bench.settings import RunSettings, settings_from_json, settings_to_json
 from medlite.errors import RecordError
 from medlite.files import check_writable, part_path, publish
 from medlite.formats.json import decode_json
@@ -127,7 +127,7 @@ def header_line(record: RunRecord) -> str:
         "artifact": asdict(record.artifact),
         "engine": record.engine,
         "task": asdict(record.task),
-        "settings": asdict(record.settings),
+        "settings": settings_to_json(record.settings),
         "prompts_sha256": record.prompts_sha256,
         "environment": record.environment,
     }
@@ -281,7 +281,7 @@ class _Header:
     artifact: msgspec.Raw
     engine: dict[str, Any]
     task: msgspec.Raw
-    settings: msgspec.Raw
+    settings: dict[str, Any]
     prompts_sha256: str
     environment: dict[str, str]
 
@@ -343,7 +343,7 @@ def _record_from_header(line: bytes, where: str) -> RunRecord:
         artifact=_exactly(header.artifact, ArtifactFacts, f"{where}: artifact"),
         engine=header.engine,
         task=_exactly(header.task, TaskFacts, f"{where}: task"),
-        settings=_exactly(header.settings, RunSettings, f"{where}: settings"),
+        settings=settings_from_json(header.settings, f"{where}: settings"),
         prompts_sha256=header.prompts_sha256,
         environment=header.environment,
     )

@@ -23,24 +23,24 @@ def carry_out(opener: OpenEngine, request: RunRequest, reporter: Reporter) -> No
     assert request.out is not None
     settings, data = request.settings, request.data
     task = find_task(request.task, data)
-    samples, shots = fetch.load(task, data, request.shots_data, n_shots=settings.n_shots)
+    samples, shots = fetch.load(task, data, request.shots_data, n_shots=settings.prompting.n_shots)
     if data is not None:
         task = replace(task, n_samples=0, source=data.name, files=())  # the user's copy, of whatever size
     output = Output(request.out, resume=request.resume, force=request.force)
-    if settings.url:
+    if settings.server.url:
         exact = settings.max_tokens == 0
-        with closing(open_server(settings.url, model=settings.server_model, exact=exact)) as server:
-            template = artifacts.template_of_server(server.served) if settings.protocol == "chat" else None
-            questions = prepare(task, samples, shots, settings, template)
-            settings = replace(settings, n_context=server.info.n_context, measure_speed=False)
+        with closing(open_server(settings.server.url, model=settings.server.model, exact=exact)) as server:
+            template = artifacts.template_of_server(server.served) if settings.prompting.protocol == "chat" else None
+            questions = prepare(task, samples, shots, settings.prompting, template)
+            settings = replace(settings.with_context(server.info.n_context), measure_speed=False)
             subject = Subject(artifacts.facts_of_server(server.served), None)
             measure(server, subject, questions, settings, output, reporter)
         return
     measured = artifacts.look_at(request.artifact)
-    questions = prepare(task, samples, shots, settings, artifacts.template_of(measured))
+    questions = prepare(task, samples, shots, settings.prompting, artifacts.template_of(measured))
     facts = artifacts.facts_of(measured, reporter.counter("hash", measured.n_bytes))
-    if not settings.n_context:
-        settings = replace(settings, n_context=min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
+    if not settings.runtime.n_context:
+        settings = settings.with_context(min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
     reporter(Progress("load", 0, measured.n_bytes))
     with Meters() as meters:
         engine = opener(measured.path, settings)
@@ -54,10 +54,9 @@ def carry_out(opener: OpenEngine, request: RunRequest, reporter: Reporter) -> No
 
 def open_real_engine(path: Path, settings: RunSettings) -> LogitsEngine:
     """The engine that users run, on the device they asked for."""
-    chosen = OpenSettings(
-        device=settings.device, n_context=settings.n_context, n_threads=settings.n_threads or None, dtype=settings.dtype
-    )
-    return open_engine(path, chosen, engine=settings.engine)
+    runtime = settings.runtime
+    chosen = OpenSettings(runtime.device, runtime.n_context, runtime.n_threads or None, dtype=runtime.dtype)
+    return open_engine(path, chosen, engine=runtime.engine)
 
 
 def main(opener: OpenEngine = open_real_engine) -> None:

@@ -18,8 +18,8 @@ Item = tuple[Sample, Prompt]
 
 
 def score_on_server(engine: AnswersEngine, items: Sequence[Item], settings: RunSettings) -> Iterator[ScoredSample]:
-    """One scored sample an item, in order, settings.n_parallel at once."""
-    with ThreadPoolExecutor(max_workers=settings.n_parallel) as pool:
+    """One scored sample an item, in order, settings.server.n_parallel at once."""
+    with ThreadPoolExecutor(max_workers=settings.server.n_parallel) as pool:
         try:
             yield from pool.map(lambda item: score_one(engine, item, settings), items)
         finally:
@@ -30,7 +30,7 @@ def score_one(engine: AnswersEngine, item: Item, settings: RunSettings) -> Score
     """One scored sample: failed where the server refuses or does not tell, truncated where the prompt is too long."""
     sample, prompt = item
     try:
-        if settings.protocol == "chat":
+        if settings.prompting.protocol == "chat":
             return next(score_chat(engine, [item], reply_tokens=settings.reply_tokens))
         if isinstance(engine, LogitsEngine):
             return next(score_samples(engine, [item], max_tokens=settings.max_tokens))

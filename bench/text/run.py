@@ -13,7 +13,7 @@ WORKER = "bench.text.worker"
 
 @dataclass(frozen=True)
 class TextRequest:
-    """One artifact on one text. settings.n_context is the length of a chunk.
+    """One artifact on one text. settings.runtime.n_context is the length of a chunk.
 
     keep: write the distributions to this file, settings.max_tokens of each. against: such a file of the baseline's,
     from which the distance is taken.

@@ -1,7 +1,6 @@
 """The child's side of `bench.text.run`."""
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 
 import numpy as np
 
@@ -17,11 +16,11 @@ from medlite.files import check_free_space
 def score_text(request: TextRequest, reporter: Reporter) -> TextResult:
     """The artifact's score, and its distance where the request names a baseline's file."""
     text, text_sha256 = read_text(request.text)
-    settings = replace(request.settings, n_context=request.settings.n_context or N_CONTEXT)
+    settings = request.settings.with_context(request.settings.runtime.n_context or N_CONTEXT)
     measured = artifacts.look_at(request.artifact)
     facts = artifacts.facts_of(measured, reporter.counter("hash", measured.n_bytes))
     with closing(open_real_engine(measured.path, settings)) as engine, ExitStack() as stack:
-        cut, n_vocab = chunks(engine, text, settings.n_context), engine.info.n_vocab
+        cut, n_vocab = chunks(engine, text, settings.runtime.n_context), engine.info.n_vocab
         writer = None
         if request.keep:
             n_kept = tokens_to_keep(cut, n_vocab, settings.max_tokens)

@@ -37,7 +37,7 @@ def command(fresh: bool, device: str, as_json: bool) -> None:
     from bench.reports.to_json import summary_json
     from bench.run.kept import questions_sha256
     from bench.run.run import RunRequest
-    from bench.settings import RunSettings
+    from bench.settings import Prompting, RunSettings, Runtime
     from bench.tasks import demo
     from medlite.demo import checkpoint_path
     from medlite.models.registry import demo_artifact
@@ -45,7 +45,7 @@ def command(fresh: bool, device: str, as_json: bool) -> None:
     files = {recipe: demo_artifact(recipe) for recipe in RECIPES}
     make_artifacts(checkpoint_path(), files, fresh=fresh, quiet=as_json)
     paths = list(files.values())
-    settings = RunSettings(device=device, protocol=demo.TASK.protocol)
+    settings = RunSettings(Prompting(demo.TASK.protocol), Runtime(device=device))
     requests = [RunRequest(path, "demo", settings, out=path.with_suffix(".run.jsonl")) for path in paths]
     datasets = {"demo": questions_sha256(requests[0])}
     records = [

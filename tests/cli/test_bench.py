@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from bench.run.kept import kept_record, questions_sha256
 from bench.run.record import read_record, sample_line
 from bench.run.run import RunRequest, run_task
-from bench.settings import RunSettings
+from bench.settings import Prompting, RunSettings
 from medlite.cli import main
 from medlite.cli.bench import group as bench_cli
 from medlite.cli.bench.measuring import measure_artifact
@@ -102,14 +102,14 @@ def test_a_record_is_kept_while_what_it_was_made_from_stands(folder: Path) -> No
     assert kept(wanted, file_sha256(folder / "b.gguf")) is None
     assert kept(dataclasses.replace(wanted, out=folder / "q.jsonl")) is None
     assert kept(dataclasses.replace(wanted, out=folder / "gone.jsonl")) is None
-    for other in (RunSettings(measure_speed=False, limit=3), RunSettings(measure_speed=False, n_context=64)):
+    for other in (dataclasses.replace(settings, prompting=Prompting(limit=3)), settings.with_context(64)):
         assert kept(dataclasses.replace(wanted, settings=other)) is None
     (folder / "fewer.jsonl").write_text("".join((folder / "q.jsonl").read_text().splitlines(keepends=True)[:4]))
     assert kept(dataclasses.replace(wanted, data=folder / "fewer.jsonl")) is None
 
 
 def test_a_record_of_several_orders_is_kept_too(folder: Path, tmp_path: Path) -> None:
-    settings = RunSettings(measure_speed=False, n_orders=2)
+    settings = RunSettings(Prompting(n_orders=2), measure_speed=False)
     wanted = RunRequest(folder / "a.gguf", "local", settings, folder / "q.jsonl", out=tmp_path / "orders.jsonl")
     run_task(wanted)
     assert kept_record(wanted, file_sha256(folder / "a.gguf"), questions_sha256(wanted)) is not None

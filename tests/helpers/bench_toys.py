@@ -8,7 +8,7 @@ from bench.ask.prompts import question_letters_answer
 from bench.ask.question import Sample
 from bench.run.record import ArtifactFacts, Performance, RunRecord, TaskFacts
 from bench.score.scoring import OK, TRUNCATED, ScoredSample
-from bench.settings import RunSettings
+from bench.settings import settings_from_json
 
 OPTIONS = ("biguanide", "sulfonylurea", "statin", "opioid")
 
@@ -71,7 +71,7 @@ def record_of(
         artifact=facts,
         engine={"engine": "toy", "device": "cpu"},
         task=task,
-        settings=RunSettings(**settings),
+        settings=settings_from_json(settings, "test"),
         prompts_sha256="ef" * 32,
         environment={"python": "3.11"},
         samples=tuple(samples),

@@ -15,9 +15,9 @@ from tests.helpers.toy_engine import ToyEngine
 
 def open_toy(path: Path, settings: RunSettings) -> Engine:
     """The toy engine that knows every even question; seeds 901 to 903 end the process instead."""
-    if settings.seed == 901:
+    if settings.prompting.seed == 901:
         os.kill(os.getpid(), signal.SIGKILL)
-    if settings.seed == 902:
+    if settings.prompting.seed == 902:
         sys.exit("loading went wrong")
     os.write(1, b"native code says hello on stdout\n")
     samples = [make_sample(i) for i in range(0, 20, 2)]

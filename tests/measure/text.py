@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.settings import RunSettings
+from bench.settings import RunSettings, Runtime
 from bench.text.distance import TextDistance
 from bench.text.perplexity import TextScore
 from bench.text.run import TextRequest, run_text
@@ -59,7 +59,7 @@ def _number(label: str, text: str) -> tuple[float, float]:
 
 def ours(base: Path, candidate: Path, text: Path, n_context: int, folder: Path) -> dict[str, tuple[float, float]]:
     """The same numbers from `bench.text.run.run_text`, exact."""
-    settings = RunSettings(n_context=n_context, device="cpu", max_tokens=0)
+    settings = RunSettings(runtime=Runtime(n_context=n_context, device="cpu"), max_tokens=0)
     base_score = run_text(TextRequest(base, text, settings, keep=folder / "base")).score
     found = run_text(TextRequest(candidate, text, settings, against=folder / "base"))
     score, distance = found.score, found.distance

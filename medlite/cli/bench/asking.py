@@ -1,7 +1,7 @@
 """The options that decide what is asked and how; run and sweep share them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,25 +51,18 @@ class Asking:
 
     def settings(self, task: str) -> "RunSettings":
         """The settings for one task: its own protocol where the user names none."""
-        from bench.settings import RunSettings
+        from bench.settings import MAX_TOKENS, Prompting, RunSettings, Runtime
         from bench.tasks import TASKS
 
-        settings = RunSettings(
-            protocol=self.protocol or (TASKS[task].protocol if task in TASKS else "letters"),
-            n_shots=self.n_shots,
-            limit=self.limit,
-            seed=self.seed,
-            engine=self.engine,
-            device=self.device,
-            dtype=self.dtype or "",
-            n_context=self.n_context or 0,
-            n_threads=self.n_threads or 0,
+        protocol = self.protocol or (TASKS[task].protocol if task in TASKS else "letters")
+        return RunSettings(
+            Prompting(protocol, self.n_shots, self.limit, self.seed, self.n_orders or 1),
+            Runtime(self.engine, self.device, self.dtype or "", self.n_context or 0, self.n_threads or 0),
+            max_tokens=0 if self.exact else MAX_TOKENS,
             reply_tokens=self.reply_tokens,
             margin_points=self.margin_points,
             measure_speed=not self.no_speed,
-            n_orders=self.n_orders or 1,
         )
-        return replace(settings, max_tokens=0) if self.exact else settings
 
 
 OPTIONS = (

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +16,6 @@ from medlite.errors import EngineError, OutputError
 
 if TYPE_CHECKING:
     from bench.run.record import RunRecord
-    from bench.settings import RunSettings
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model behind a server. url: empty where there is none."""
-
-    url: str
-    model: str
-    n_parallel: int
-
-    def settings(self, settings: "RunSettings") -> "RunSettings":
-        """`settings` for the model behind the server."""
-        if not self.url:
-            return settings
-        return replace(
-            settings,
-            engine="openai",
-            url=self.url,
-            server_model=self.model,
-            n_parallel=self.n_parallel,
-            measure_speed=False,
-        )
 
 
 @click.command(
@@ -96,18 +73,19 @@ def command(
     wants a key gets the one in the environment variable MEDLITE_API_KEY.
     """
     from bench.run.run import RunRequest, run_task
+    from bench.settings import Server
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    served = Served(url, server_model, n_parallel)
-    path = model_path(model, asking.engine, served)
+    path = model_path(model, asking.engine, url)
+    server = Server(url, server_model, n_parallel if url else 1)
     names = asking.task_names()
     records = []
     for name in names:
         request = RunRequest(
             path,
             name,
-            served.settings(asking.settings(name)),
+            replace(asking.settings(name), server=server, measure_speed=not (asking.no_speed or url)),
             data=asking.data,
             shots_data=asking.shots_data,
             out=out_path(out, name, several=len(names) > 1),
@@ -122,12 +100,12 @@ def command(
     show_records(records)
 
 
-def model_path(model: str, engine: str, served: Served) -> Path:
+def model_path(model: str, engine: str, url: str) -> Path:
     """Where the model is; of one behind a server the name of its host, which is said aloud before anything is sent."""
     from medlite.engines.server.http import parse_address
     from medlite.models.registry import resolve_model
 
-    if not served.url:
+    if not url:
         if engine == "openai":
             raise EngineError("the openai engine needs a server", hint="--url http://localhost:8080")
         if not model:
@@ -138,7 +116,7 @@ def model_path(model: str, engine: str, served: Served) -> Path:
             f"--url names a server, {model or engine!r} names another model or engine",
             hint="--engine openai --url URL --model NAME-AT-THE-SERVER",
         )
-    address = parse_address(served.url)
+    address = parse_address(url)
     where = "this machine" if address.is_this_machine else "ANOTHER MACHINE"
     click.echo(f"the questions go to {address.text} ({where})", err=True)
     return Path(address.host)
@@ -162,13 +140,14 @@ def record_facts(record: "RunRecord") -> dict[str, Any]:
 
     from bench.compare.compare import accuracy
     from bench.compare.orders import order_report
+    from bench.settings import settings_to_json
 
-    orders = record.settings.n_orders
+    orders = record.settings.prompting.n_orders
     return {
         "artifact": asdict(record.artifact),
         "engine": record.engine,
         "task": asdict(record.task),
-        "settings": asdict(record.settings),
+        "settings": settings_to_json(record.settings),
         "accuracy": asdict(accuracy(record)),
         "n_correct": record.n_correct,
         "statuses": {s: record.count(s) for s in ("ok", "truncated", "failed", "unparsed")},
@@ -181,7 +160,7 @@ def orders_line(record: "RunRecord") -> str:
     """What asking in several orders showed."""
     from bench.compare.orders import order_report
 
-    found = order_report(record.samples, record.settings.n_orders)
+    found = order_report(record.samples, record.settings.prompting.n_orders)
     picks = ", ".join(f"{letter} {100 * share:.0f}" for letter, share in found.picks.items())
     return (
         f"{record.task.name}: {found.n:,} questions in {found.n_orders} orders; same answer in all "
@@ -199,7 +178,7 @@ def show_records(records: "Sequence[RunRecord]") -> None:
 
     stdout.print(draw_table(record_table(records)))
     for record in records:
-        if record.settings.n_orders > 1:
+        if record.settings.prompting.n_orders > 1:
             stdout.print(orders_line(record), style="dim")
         for warning in status_warnings(record.task.name, record):
             stderr.print(f"[yellow]warning:[/yellow] {warning}")

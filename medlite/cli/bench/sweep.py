@@ -113,5 +113,6 @@ def other_settings(settings: "RunSettings") -> "RunSettings":
     """The same questions in other batches, and with one thread less where there are several."""
     from medlite.devices import physical_cores
 
-    n_threads = settings.n_threads or physical_cores()
-    return replace(settings, n_group=FLOOR_GROUP, n_threads=max(1, n_threads - 1), measure_speed=False)
+    n_threads = settings.runtime.n_threads or physical_cores()
+    runtime = replace(settings.runtime, n_threads=max(1, n_threads - 1))
+    return replace(settings, runtime=runtime, n_group=FLOOR_GROUP, measure_speed=False)

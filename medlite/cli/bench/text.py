@@ -51,15 +51,14 @@ def command(
     """Perplexity of MODELS on a text FILE, and how far each is from the first: KL divergence, same top token, change
     of probability. All as llama-perplexity defines them."""
     from bench.reports.to_terminal import distance_table, text_table
-    from bench.settings import RunSettings
+    from bench.settings import RunSettings, Runtime
     from bench.text.distance import MAX_TOKENS
     from bench.text.perplexity import paired_difference
     from medlite.cli.display import stderr, stdout
     from medlite.cli.draw import draw_table
 
-    settings = RunSettings(
-        n_context=n_context, device=device, n_threads=n_threads or 0, max_tokens=0 if exact else MAX_TOKENS
-    )
+    runtime = Runtime(device=device, n_context=n_context, n_threads=n_threads or 0)
+    settings = RunSettings(runtime=runtime, max_tokens=0 if exact else MAX_TOKENS)
     results = measure_texts(file, models, settings, quiet=as_json)
     scores, distances = [one.score for one in results], [one.distance for one in results[1:] if one.distance]
     differences = [paired_difference(scores[0], score) for score in scores[1:]]

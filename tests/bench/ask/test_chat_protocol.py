@@ -10,7 +10,7 @@ from bench.compare.compare import UNKNOWN, compare
 from bench.run.measure import prepare
 from bench.score.chat import score_chat
 from bench.score.scoring import TRUNCATED, UNPARSED
-from bench.settings import RunSettings
+from bench.settings import Prompting
 from medlite.errors import RecordError, TaskError
 from medlite.formats.gguf import read_header
 from tests.helpers.bench_toys import make_sample, record_of
@@ -101,4 +101,4 @@ def test_an_unknown_protocol_is_refused() -> None:
     from bench.tasks import find_task
 
     with pytest.raises(TaskError, match="telepathy: no such protocol"):
-        prepare(find_task("demo"), [make_sample(0)], [], RunSettings(protocol="telepathy"))
+        prepare(find_task("demo"), [make_sample(0)], [], Prompting("telepathy"))

@@ -12,7 +12,7 @@ from bench.compare.orders import order_report
 from bench.run.measure import prepare
 from bench.run.record import TaskFacts
 from bench.score.scoring import TRUNCATED, ScoredSample, score_samples
-from bench.settings import RunSettings
+from bench.settings import Prompting
 from bench.tasks import find_task
 from medlite.errors import RecordError, TaskError
 from tests.helpers.bench_toys import make_sample
@@ -80,7 +80,7 @@ def test_prompts_that_do_not_show_the_options_are_refused() -> None:
                 find_task(task).__class__(**{**vars(find_task(task)), "n_samples": 0}),
                 SAMPLES,
                 [],
-                RunSettings(protocol=protocol, n_orders=2),
+                Prompting(protocol, n_orders=2),
             )
 
 

@@ -10,6 +10,7 @@ from bench.score.scoring import ScoredSample, score_samples
 from medlite.errors import OutputError, RecordError
 from medlite.files import part_path
 from tests.helpers.bench_toys import answers, make_items, record_of
+from tests.helpers.places import GOLDEN
 from tests.helpers.toy_engine import ToyEngine
 
 
@@ -31,6 +32,16 @@ def same(one: ScoredSample, two: ScoredSample) -> bool:
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     record = record_of(answers([0, 1, -1, 2]))
     assert read_record(write(tmp_path / "run.jsonl", record)) == record
+
+
+def test_a_record_of_the_first_version_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
+    """bench_record.jsonl was written by 8c2a6c1, before settings had parts and lines were decoded by type."""
+    golden = GOLDEN / "bench_record.jsonl"
+    record = read_record(golden)
+    assert record.complete
+    assert (record.settings.prompting.n_shots, record.settings.runtime.device) == (5, "cuda")
+    assert (record.settings.server.model, record.settings.margin_points) == ("toy-70b", 2.5)
+    assert write(tmp_path / "run.jsonl", record).read_bytes() == golden.read_bytes()
 
 
 def test_distributions_survive_the_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bench.run.child import Progress
 from bench.run.measure import draw
 from bench.run.record import read_record, sample_line
 from bench.run.run import RunRequest, run_task
-from bench.settings import RunSettings
+from bench.settings import Prompting, RunSettings
 from medlite.errors import ArtifactError, EngineError, MedliteError, OutputError, TaskError
 from medlite.files import part_path
 from tests.helpers.bench_toys import OPTIONS, make_sample
@@ -167,7 +167,10 @@ def test_noise_on_the_childs_stdout_does_not_disturb(model: Path, questions: Pat
 )
 def test_a_child_that_dies_is_reported_with_its_reason(model: Path, questions: Path, seed: int, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        run_task(RunRequest(model, "local", RunSettings(seed=seed), data=questions), worker="tests.helpers.toy_worker")
+        run_task(
+            RunRequest(model, "local", RunSettings(Prompting(seed=seed)), data=questions),
+            worker="tests.helpers.toy_worker",
+        )
 
 
 def test_a_limit_draws_a_seeded_sample_in_file_order() -> None:

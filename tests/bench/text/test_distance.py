@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.settings import RunSettings
+from bench.settings import RunSettings, Runtime
 from bench.text.distance import (
     QUANTILES,
     BaselineWriter,
@@ -126,7 +126,7 @@ def test_a_model_that_returns_nan_fails_loudly(tmp_path: Path) -> None:
             TextRequest(
                 write_tiny_gguf(tmp_path / "poisoned.gguf", poison=True),
                 tmp_path / "text.txt",
-                RunSettings(n_context=64, device="cpu"),
+                RunSettings(runtime=Runtime(n_context=64, device="cpu")),
             )
         )
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.run.record import ArtifactFacts
 from bench.score.scoring import log_softmax
-from bench.settings import RunSettings
+from bench.settings import RunSettings, Runtime
 from bench.text.perplexity import TextScore, chunks, nats_of, paired_difference, read_text, scored_blocks, text_score
 from bench.text.run import TextRequest, run_text
 from medlite.engines.engine import LogitsRequest
@@ -77,7 +77,7 @@ def test_a_short_text_is_refused() -> None:
 def test_a_real_file_is_scored_in_a_process_of_its_own(tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "text.txt").write_text(TEXT * 4)
-    settings = RunSettings(n_context=64, device="cpu", max_tokens=0)
+    settings = RunSettings(runtime=Runtime(n_context=64, device="cpu"), max_tokens=0)
     kept = run_text(TextRequest(model, tmp_path / "text.txt", settings, keep=tmp_path / "kept"))
     found = kept.score
     assert kept.distance is None

@@ -16,7 +16,7 @@ from bench.run.measure import Output, Subject, measure, prepare
 from bench.run.record import RunRecord, read_record
 from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, score_samples
 from bench.score.server import score_on_server
-from bench.settings import RunSettings
+from bench.settings import RunSettings, Server
 from bench.tasks import find_task
 from medlite.engines import open_server
 from medlite.engines.engine import AnswersEngine, LogitsEngine, OpenSettings
@@ -27,7 +27,7 @@ from tests.helpers.bench_toys import make_items, make_sample
 from tests.helpers.fake_server import DIALECTS, FakeServer, serving
 from tests.helpers.toy_engine import ToyEngine
 
-LETTERS = RunSettings(n_parallel=3)
+LETTERS = RunSettings(server=Server(n_parallel=3))
 CHARACTERS = [
     (sample, Prompt(f"{sample.question} It is=", ("A", "B", "C", "D"))) for sample in map(make_sample, range(6))
 ]
@@ -150,13 +150,13 @@ def run(engine: OpenAIEngine, path: Path, settings: RunSettings) -> RunRecord:
         ),
         samples,
         [],
-        settings,
+        settings.prompting,
     )
     return measure(engine, Subject(facts_of_server(engine.served), None), questions, settings, Output(path))
 
 
 def test_a_record_says_what_it_does_not_know_and_compare_shows_no_kl(tmp_path: Path) -> None:
-    settings = RunSettings(measure_speed=False, url="http://127.0.0.1", n_parallel=2)
+    settings = RunSettings(server=Server("http://127.0.0.1", n_parallel=2), measure_speed=False)
     with serving(toy(), "vllm") as server:
         engine = opened(server)
         run(engine, tmp_path / "run.jsonl", settings)
