@@ -18,6 +18,7 @@ from medlite.engines.engine import EngineInfo, RestoredState
 from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.errors import EngineError
 from medlite.files import cache_folder, check_free_space, whole_file
+from medlite.formats.json import decode_json
 
 MAGIC = b"medlite state 1\n"
 DIGEST_BYTES = KEY_BYTES = 32
@@ -118,8 +119,10 @@ def _verified_facts(handle: BinaryIO) -> Mapping[str, Any] | str:
         return "damaged, or written by another user or machine"
     n_facts = int.from_bytes(trailer[:8], "little")
     handle.seek(n_signed - 8 - n_facts)
-    facts: Mapping[str, Any] = json.loads(handle.read(n_facts))
-    return facts
+    try:
+        return decode_json(handle.read(n_facts), dict[str, Any], EngineError, where="its facts")
+    except EngineError as error:
+        return str(error)
 
 
 def _digest(handle: BinaryIO, n_bytes: int, key: bytes) -> bytes:

@@ -6,14 +6,13 @@ Source: transformers' models/biogpt/tokenization_biogpt.py; sacremoses for Moses
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from medlite.errors import ArtifactError, MissingExtraError
+from medlite.formats.json import read_json
 
 VOCABULARY_NAME, MERGES_NAME = "vocab.json", "merges.txt"
 END_OF_WORD = "</w>"
@@ -84,15 +83,8 @@ class MosesTokenizer:
 
 def _vocabulary(path: Path) -> dict[str, int]:
     """Text -> id. Raises ArtifactError where the file is no such table."""
-    try:
-        stated: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: {error}", hint="the folder is incomplete; make it again") from error
-    if (
-        not isinstance(stated, dict)
-        or not all(isinstance(token, int) for token in stated.values())
-        or not {SEPARATOR, UNKNOWN} <= stated.keys()
-    ):
+    stated = read_json(path, dict[str, int], ArtifactError, hint="the folder is incomplete; make it again")
+    if not {SEPARATOR, UNKNOWN} <= stated.keys():
         raise ArtifactError(f"{path}: no table of tokens with {SEPARATOR} and {UNKNOWN}")
     return stated
 
