@@ -8,16 +8,21 @@ import pytest
 from click.testing import CliRunner
 
 from medlite.cli.params import (
+    DEVICE,
+    KV_TYPE,
     SIZE,
     context_option,
     device_option,
     engine_option,
+    grouped,
     json_option,
     kv_type_option,
     recipe_option,
     threads_option,
 )
+from medlite.devices import DEVICES
 from medlite.engines import ENGINES, SERVER_ENGINES
+from medlite.engines.llamacpp.memory import KV_TYPES
 
 
 @click.command()
@@ -89,3 +94,25 @@ def test_a_wrong_value_is_a_wrong_call(arguments: list[str]) -> None:
 def test_the_options_load_no_engine() -> None:
     code = "import sys, medlite.cli.params; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_choices_are_the_runtimes() -> None:
+    """They are stated again so that --help loads no engine."""
+    assert tuple(KV_TYPE.choices) == tuple(KV_TYPES)
+    assert tuple(DEVICE.choices) == DEVICES
+
+
+def test_grouped_options_arrive_as_one_argument() -> None:
+    @click.command()
+    @click.option("--first", default="1")
+    @grouped("pair", dict, click.option("--left", "left", default="l"), click.option("--right", default="r"))
+    @click.option("--last", default="9")
+    def command(first: str, pair: dict[str, str], last: str) -> None:
+        click.echo(f"{first} {sorted(pair.items())} {last}")
+
+    answer = CliRunner().invoke(command, ["--right", "R", "--last", "8"], catch_exceptions=False)
+    assert answer.output == "1 [('left', 'l'), ('right', 'R')] 8\n"
+    options = CliRunner().invoke(command, ["--help"]).output
+    assert [options.index(name) for name in ("--first", "--left", "--right", "--last")] == sorted(
+        options.index(name) for name in ("--first", "--left", "--right", "--last")
+    )
