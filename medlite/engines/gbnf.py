@@ -17,6 +17,8 @@ HEADER = (
 )
 MOST_REPEATED = 2000
 MOST_NESTED = 64
+# llguidance overflows its stack where about 3,000 rules lead to each other, and works for seconds on 100,000 terminals.
+MOST_RULES, MOST_TERMINALS = 1000, 50_000
 
 NAME = re.compile(r"[A-Za-z0-9-]+")
 SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
@@ -60,7 +62,7 @@ class _Parser:
     """Reads the rules of a grammar. A group becomes a rule of its own."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at, self.depth = text, 0, 0
+        self.text, self.at, self.depth, self.n_terminals = text, 0, 0, 0
         self.found: dict[str, list[list[Item]]] = {}
         self.referred: dict[str, int] = {}  # name -> where it is first used
         self._lark_names: dict[str, str] = {}
@@ -89,8 +91,7 @@ class _Parser:
                 raise self.fail("::=")
             self.at += 3
             self.skip(lines=True)
-            self.found[name] = []
-            self.found[name] = self.alternatives()
+            self.add_rule(name)
             if self.at < len(self.text) and self.text[self.at] not in "\r\n":
                 raise self.fail("an element, | or the end of the line")
             self.skip(lines=True)
@@ -98,6 +99,19 @@ class _Parser:
             if name not in self.found:
                 raise self.fail(f"a rule {name}", at)
         return self.found
+
+    def add_rule(self, name: str) -> None:
+        if len(self.found) == MOST_RULES:
+            raise self.fail(f"at most {MOST_RULES} rules and groups")
+        self.found[name] = []
+        self.found[name] = self.alternatives()
+
+    def terminal(self, inside: str) -> str:
+        """One character of those that the brackets hold."""
+        self.n_terminals += 1
+        if self.n_terminals > MOST_TERMINALS:
+            raise self.fail(f"at most {MOST_TERMINALS} characters")
+        return f"/[{inside}]/"
 
     def skip(self, *, lines: bool = False) -> None:
         match = (SPACE_AND_LINES if lines else SPACE).match(self.text, self.at)
@@ -137,7 +151,7 @@ class _Parser:
             return self.character_class()
         if letter == ".":
             self.at += 1
-            return Item("/[^\\x{0}]/")  # as in llama.cpp, zero is no character
+            return Item(self.terminal("^\\x{0}"))  # as in llama.cpp, zero is no character
         if letter == "(":
             return self.group()
         if letter in "<!":
@@ -165,7 +179,7 @@ class _Parser:
         self.at += 1
         terminals = []
         while not self.text.startswith('"', self.at):
-            terminals.append(f"/[{self.character('a character, an escape or a closing quote')}]/")
+            terminals.append(self.terminal(self.character("a character, an escape or a closing quote")))
         self.at += 1
         return Item(f"({' '.join(terminals)})" if terminals else '""')
 
@@ -189,7 +203,7 @@ class _Parser:
         self.at += 1
         if not n:
             raise self.fail("at least one character between the brackets", begin)
-        return Item(f"/[{inside}]/")
+        return Item(self.terminal(inside))
 
     def group(self) -> Item:
         if self.depth == MOST_NESTED:
@@ -198,8 +212,7 @@ class _Parser:
         self.depth += 1
         self.skip(lines=True)
         name = f"group {len(self.found)}"  # no name in a grammar holds a space
-        self.found[name] = []
-        self.found[name] = self.alternatives()
+        self.add_rule(name)
         if not self.text.startswith(")", self.at):
             raise self.fail(")")
         self.at += 1

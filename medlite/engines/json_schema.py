@@ -20,6 +20,7 @@ from medlite.engines.gbnf import HEADER
 from medlite.errors import EngineError
 
 MOST_ALTERNATIVES = 1000
+MOST_PROPERTIES = 2000  # of one object; llguidance's time grows with their square
 MOST_DIGITS = 15  # a double tells all numbers of 15 digits apart
 MOST_DECIMALS = 10  # llguidance reads no finer multipleOf
 LARGEST = 10**MOST_DIGITS - 1
@@ -51,10 +52,14 @@ def lark_from_json_schema(schema: Any) -> str:
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise _fail("#", f"is no JSON: {error}") from None
-    checked = {**_Checked(schema).whole, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+    try:
+        whole = _Checked(schema).whole
+    except RecursionError:
+        raise _fail("#", "nested too deeply") from None
+    checked = {**whole, "x-guidance": {"whitespace_pattern": WHITESPACE}}
     text = f"{HEADER}start: %json {json.dumps(checked)}\n"
     if reason := LLMatcher.validate_grammar(text):
-        raise _fail("#", _first_line(reason))
+        raise _fail("#", _said(reason))
     return text
 
 
@@ -62,8 +67,11 @@ def _fail(place: str, what: str, hint: str | None = None) -> EngineError:
     return EngineError(f"schema, {place}: {what}", hint=hint)
 
 
-def _first_line(reason: str) -> str:
-    return reason.splitlines()[0].split("failed to compile JSON schema: ")[-1]
+def _said(reason: str) -> str:
+    """llguidance's reason without the lines that show its place; of a regular expression's error the last line."""
+    lines = reason.strip().splitlines()
+    in_expression = [line.strip() for line in lines if line.strip().startswith("error: ")]
+    return (in_expression or lines)[0].split("failed to compile JSON schema: ")[-1]
 
 
 class _Checked:
@@ -121,7 +129,7 @@ class _Checked:
             _check_string(stated, place)
         found = _number(kind, stated, place) if kind in ("number", "integer") else {"type": kind, **stated}
         if stated and (reason := LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(found))):
-            raise _fail(place, _first_line(reason))
+            raise _fail(place, _said(reason))
         return found
 
     def _array(self, schema: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -149,6 +157,8 @@ class _Checked:
                 raise _fail(place, f"required holds {name!r}, a property's name was needed")
         others = schema.get("additionalProperties", True)
         named = {**properties, **{name: others for name in required if name not in properties}}
+        if len(named) > MOST_PROPERTIES:
+            raise _fail(place, f"more than {MOST_PROPERTIES} properties")
         if not named:
             rest = others is not False and self.schema(others, f"{place}/additionalProperties")
             return {"type": "object", "additionalProperties": rest}

@@ -48,6 +48,9 @@ BAD = [
     ('root ::= "a\0"', "zero byte"),
     ('root ::= "\\uD800"', "a character of Unicode"),
     ("root ::= [z-a]", "a range that ascends"),
+    # llguidance ends the process on more of the first, and takes seconds for more of the second
+    ("root ::= x0\n" + "".join(f'x{i} ::= "a" x{i + 1} | "b"\n' for i in range(1000)), "at most 1000 rules"),
+    (f'root ::= "{"a" * 50_001}"', "at most 50000 characters"),
 ]
 # llama.cpp refuses these, or does not return.
 LEFT_RECURSIVE = [
@@ -103,6 +106,11 @@ def test_rules_may_begin_with_themselves(
         return grammar.allows(min(table.ends))
 
     assert [reply for reply in taken + refused if takes(reply)] == taken
+
+
+def test_the_longest_chain_of_rules_is_taken(table: TokenTable) -> None:
+    chain = "".join(f'x{i} ::= "a" x{i + 1} | "b"\n' for i in range(998))
+    assert Grammar(table, lark_from_gbnf(f'root ::= x0\n{chain}x998 ::= "c"\n'))
 
 
 def test_a_long_reply_of_many_optional_parts_stays_fast(table: TokenTable) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ SCHEMAS: dict[str, Any] = {
 # fmt: on
 BAD: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": "(?=a)b"}, r"#: pattern: \(\? cannot be promised"),
-    ({"type": "string", "pattern": "[a"}, "#: .*regex"),
+    ({"type": "string", "pattern": "[a&&b]"}, "#: pattern: && cannot be promised"),
+    ({"type": "string", "pattern": "[a"}, "#: error: unclosed character class"),
+    ({"type": "string", "format": "unknown"}, "#: format 'unknown' cannot be promised"),
+    ({"enum": [1, {"a": [1e300]}]}, "more than 15 digits"),
     (
         {"type": "object", "properties": {"d": {"type": "string", "format": "iri"}}},
         "#/properties/d: format 'iri' cannot",
@@ -86,6 +90,8 @@ BAD: list[tuple[Any, str]] = [
     ({"type": "number", "multipleOf": 0.01}, "#: multipleOf 0.01 cannot be promised"),
     ({"enum": [10**20]}, "more than 15 digits"),
     ({"const": "\ud800"}, "surrogates not allowed"),
+    ({"properties": {str(i): {} for i in range(2001)}}, "#: more than 2000 properties"),
+    (reduce(lambda inner, _: {"type": "array", "items": inner}, range(900), {}), "nested too deeply|is no JSON"),
     ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"type": "number", "maximum": 3.5e15}, "at most 15 digits"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "may match two"),
