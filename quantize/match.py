@@ -90,7 +90,7 @@ class SourceModel:
         return general_metadata(self.checkpoint.files, self.family.gguf_name, n_weights)
 
     def vocabulary(self, pre_tokenizer: str | None = None) -> dict[str, Value]:
-        """tokenizer.*; made once, whatever number of plans wants it. Raises TokenizerError as `vocabulary` does."""
+        """tokenizer.*, made once for all plans. Raises TokenizerError where it cannot be carried over exactly."""
         if pre_tokenizer not in self._vocabularies:
             n_vocab = positive(self.config, "vocab_size")
             self._vocabularies[pre_tokenizer] = vocabulary(self.checkpoint.files, n_vocab, pre_tokenizer)

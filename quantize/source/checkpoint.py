@@ -22,17 +22,18 @@ LAYOUTS = ((INDEX_NAME, SINGLE_NAME), ("pytorch_model.bin.index.json", "pytorch_
 
 
 class SourceFiles:
-    """The small JSON files of a folder, each read and parsed at most once. What they hold must not be changed."""
+    """The small files of a folder, each read and parsed at most once. What they hold must not be changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._objects: dict[str, dict[str, Any]] = {}
+        self._texts: dict[str, str] = {}
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def has(self, name: str) -> bool:
-        return name in self._objects or self.path(name).is_file()
+        return name in self._objects or name in self._texts or self.path(name).is_file()
 
     def object(self, name: str) -> dict[str, Any]:
         """The JSON object in the file. Raises CheckpointError where it is missing or anything else."""
@@ -43,6 +44,15 @@ class SourceFiles:
     def object_if_any(self, name: str) -> dict[str, Any]:
         """As `object`, but empty where there is no such file."""
         return self.object(name) if self.has(name) else {}
+
+    def text(self, name: str) -> str:
+        """The UTF-8 text in the file. Raises CheckpointError where it cannot be read."""
+        if name not in self._texts:
+            try:
+                self._texts[name] = self.path(name).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{self.path(name)}: {error}") from error
+        return self._texts[name]
 
 
 @dataclass(frozen=True)

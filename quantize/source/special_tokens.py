@@ -159,17 +159,13 @@ def _chat_templates(files: SourceFiles, stated: Mapping[str, Any]) -> dict[str, 
 
 def read_chat_template_file(files: SourceFiles) -> Any:
     """What chat_template.jinja (with additional_chat_templates beside it) or chat_template.json holds, or None."""
-    path = files.path("chat_template.jinja")
-    try:
-        if path.is_file():
-            default = path.read_text(encoding="utf-8")
-            more = sorted(files.path("additional_chat_templates").glob("*.jinja"))
-            if not more:
-                return default
-            return [
-                {"name": "default", "template": default},
-                *({"name": file.stem, "template": file.read_text(encoding="utf-8")} for file in more),
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: {error}") from error
-    return files.object_if_any("chat_template.json").get("chat_template")
+    if not files.has("chat_template.jinja"):
+        return files.object_if_any("chat_template.json").get("chat_template")
+    default = files.text("chat_template.jinja")
+    more = sorted(files.path("additional_chat_templates").glob("*.jinja"))
+    if not more:
+        return default
+    return [
+        {"name": "default", "template": default},
+        *({"name": file.stem, "template": files.text(f"additional_chat_templates/{file.name}")} for file in more),
+    ]

@@ -29,24 +29,27 @@ from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
+from quantize.source.parity import check_metadata
 folder = Path(sys.argv[1])
 model = match_checkpoint(open_checkpoint(folder))
-for name in ("Q4_K_M", "Q8_0", "BF16"):
-    plan_gguf(model, RECIPES[name])
+plans = [plan_gguf(model, RECIPES[name]) for name in ("Q4_K_M", "Q8_0", "BF16")]
+check_metadata(plans[0].metadata, model.checkpoint.files)
 print(*(Path(path).name for path in opened if path.startswith(str(folder))))
 """
 
 
-def test_three_plans_open_each_file_of_the_checkpoint_once(tmp_path: Path) -> None:
+def test_three_plans_and_the_check_of_the_tokenizer_open_each_file_once(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", n_shards=2)
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     done = subprocess.run(
         [sys.executable, "-c", WALK, str(folder)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     opened = Counter(done.stdout.split())
     assert opened.pop("config.json") == 2  # ours, and the package gguf's for general.*
     assert opened.pop("generation_config.json") == 2
-    assert {"tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"} <= set(opened)
+    assert opened.pop("tokenizer.json") == 2  # ours, and the package tokenizers of the check
+    assert {"tokenizer_config.json", "chat_template.jinja", "model.safetensors.index.json"} <= set(opened)
     assert set(opened.values()) == {1}, opened
 
 
