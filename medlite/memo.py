@@ -52,13 +52,17 @@ class Memo(Generic[T]):
     def put(self, entries: Mapping[str, T]) -> None:
         """Remember `entries` as the latest, in this order, and forget the oldest beyond the bound.
 
-        Raises OutputError where the cache folder cannot be written.
+        Raises OutputError where the cache folder cannot be written, or a text is not Unicode.
         """
         with self._locked():
             kept = {key: value for key, value in self.read().items() if key not in entries}
-            latest = list({**kept, **entries}.items())[-self._most :]
+            latest = dict(list({**kept, **entries}.items())[-self._most :])
+            try:
+                raw = msgspec.json.format(msgspec.json.encode(latest), indent=1)
+            except UnicodeEncodeError as error:  # a path that is not UTF-8
+                raise OutputError(f"{self.path}: {error}") from error
             with whole_file(self.path, force=True) as part:
-                part.write_bytes(msgspec.json.format(msgspec.json.encode(dict(latest)), indent=1) + b"\n")
+                part.write_bytes(raw + b"\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -140,7 +140,7 @@ def _place(cause: msgspec.ValidationError) -> str:
     message, _, place = str(cause).rpartition(" - at ") if " - at `" in str(cause) else (str(cause), "", "")
     message = message.replace("Expected", "expected", 1).replace(", got", ", found", 1).replace("`", "")
     message = message.replace("Object missing required field", "missing key", 1)
-    key = place.strip("`").removeprefix("key in ").lstrip("`").removeprefix("$").removeprefix(".")
+    key = place.strip("`").rpartition("$")[2].removeprefix(".")
     return f"{key}: {message}" if key else message
 
 

@@ -1,5 +1,6 @@
 """What is remembered between runs: shared by processes, bounded, and never an error for what stands in the file."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -86,6 +87,14 @@ def test_an_entry_of_another_type_is_left_out(cache: Path) -> None:
 def test_a_folder_within_the_cache_is_made(cache: Path) -> None:
     Memo("inner/counts", int).put({"a": 1})
     assert (cache / "inner" / "counts.json").read_text() == '{\n "a": 1\n}\n'
+
+
+def test_a_path_that_is_not_utf_8_is_not_remembered_and_harms_nothing(cache: Path) -> None:
+    memo = Memo("paths", str)
+    memo.put({"a": "x"})
+    with pytest.raises(OutputError):
+        memo.put({os.fsdecode(b"/models/\xff.gguf"): "x"})
+    assert memo.read() == {"a": "x"}
 
 
 def test_a_cache_that_cannot_be_written_is_an_output_error(cache: Path) -> None:
