@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from medlite.engines.engine import AnswersEngine, LogitsEngine, OnLoad, OpenSettings
+from medlite.engines.engine import AnswersEngine, LocalEngine, OnLoad, OpenSettings
 from medlite.errors import EngineError
 from medlite.formats.artifact import artifact_format
 
@@ -31,7 +31,7 @@ class EngineRow:
         return getattr(importlib.import_module(self.module), self.opener)(*arguments)
 
 
-# opener(path, OpenSettings, OnLoad | None) -> LogitsEngine
+# opener(path, OpenSettings, OnLoad | None) -> LocalEngine
 ENGINES: dict[str, EngineRow] = {
     "llamacpp": EngineRow(
         "medlite.engines.llamacpp.engine",
@@ -73,7 +73,7 @@ def open_engine(
     *,
     engine: str = "",
     on_progress: OnLoad | None = None,
-) -> LogitsEngine:
+) -> LocalEngine:
     """The artifact at `artifact_path`, loaded and ready; close it after use.
 
     engine: a key of ENGINES; empty for the one that runs the artifact's format.
@@ -93,7 +93,7 @@ def open_engine(
         if one.name in row.refuses and getattr(settings, one.name) != one.default:
             option = f"--{one.name.replace('_', '-')} {getattr(settings, one.name)}"
             raise EngineError(f"{option}: {row.refuses[one.name]}", hint="leave it out")
-    opened: LogitsEngine = row.open(path, settings, on_progress)
+    opened: LocalEngine = row.open(path, settings, on_progress)
     return opened
 
 
@@ -103,7 +103,7 @@ def engine_for(artifact_format: str) -> str:
 
 
 def open_server(url: str, *, engine: str = "openai", model: str = "", exact: bool = False) -> AnswersEngine:
-    """The model behind the server at `url`. exact: whole distributions, so that it is a LogitsEngine too.
+    """The model behind the server at `url`. exact: whole distributions, so that it is a LocalEngine too.
 
     Raises ServerError if it cannot be reached, has no such model or does not return what is needed; and for another
     machine where the user forbade the network.

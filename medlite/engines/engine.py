@@ -1,6 +1,6 @@
 """What a runtime must offer: text to tokens and back, a streamed generation, and either logits or answers.
 
-An engine is a plain object that satisfies one of two protocols; nothing inherits from them. What runs here is a
+An engine is a plain object that satisfies one of two protocols; no engine inherits from them. What runs here is a
 `LogitsEngine`: it gives raw logits, and `bench.score.scoring` turns them into log-probabilities for all of them alike.
 A server may return no logits but the log-probabilities of given answers: it is an `AnswersEngine`.
 """
@@ -130,7 +130,8 @@ class Engine(Protocol):
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        """Tokens one by one. What `tokens` shares with the previous call's sequence is not read again.
+        """Tokens one by one. What `tokens` shares with the previous call's sequence is not read again, except by the
+        torch reference, which keeps nothing between two calls.
 
         Closing the iterator cancels. Raises ContextError if the prompt leaves no room for one token, EngineError for
         a grammar that is wrong, or that this engine cannot hold a reply to.
@@ -142,7 +143,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class LogitsEngine(Engine, Protocol):
-    """What gives logits. Calls are serialised by the engine: other threads wait for the one that holds it."""
+    """What gives logits."""
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
         """Raw next-token logits, one array (len(positions), n_vocab) per request, in the order of `requests`.
@@ -150,6 +151,16 @@ class LogitsEngine(Engine, Protocol):
         Prefixes that requests share are computed once. Raises ContextError before any work if a request is
         longer than n_context.
         """
+        ...
+
+
+class LocalEngine(LogitsEngine, Protocol):
+    """An artifact loaded in this process. Calls are serialised: a call holds the engine until its iterator is exhausted
+    or closed, other threads wait for it, and a second call of the same thread is an EngineError. `front.py` does that.
+    """
+
+    def cancel(self) -> None:
+        """End the running generation from another thread; its last token carries finish "cancelled"."""
         ...
 
 

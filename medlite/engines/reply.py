@@ -1,4 +1,7 @@
-"""The steps of a reply: chosen tokens in, streamed text and the reason of the end out. One rule for every engine."""
+"""The steps of a reply: chosen tokens in, streamed text and the reason of the end out.
+
+One rule for every engine that runs here, which they reach through `front.py`.
+"""
 
 from collections.abc import Callable
 

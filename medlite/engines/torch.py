@@ -5,9 +5,10 @@ conversion costs. Several GPUs share a model that one cannot hold (needs acceler
 """
 
 import importlib.metadata
+import inspect
 import time
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,57 +25,69 @@ from medlite.engines.engine import (
     OnPrompt,
     OpenSettings,
 )
-from medlite.engines.grammar import Grammar, TokenTable, token_table_of_json
-from medlite.engines.sampler import PENALTY_WINDOW, Sampler
-from medlite.engines.text_stream import TextStream
-from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MissingExtraError
+from medlite.engines.front import Front
+from medlite.engines.grammar import TokenTable, token_table_of_json
+from medlite.engines.reply import Reply
+from medlite.engines.requests import WINDOW_BYTES, WINDOW_REQUESTS, checked_token
+from medlite.engines.sampler import Sampler
+from medlite.errors import ArtifactError, DeviceError, EngineError, MissingExtraError
 
 DTYPES = ("float32", "bfloat16", "float16")
-WINDOW_REQUESTS = 64  # requests sorted by length together, so that little is padded
 BATCH_TOKENS = 8192  # tokens of one forward pass, padding included
 LEAST_FILL = 0.9  # a sequence shorter than this share of the batch's longest begins the next batch
-LOGITS_BYTES = 256 << 20  # of float32 logits that one forward pass may return
 SHARED_TOKENS_WORTH_IT = 32  # shorter common beginnings are read again rather than kept apart
 
 
 class TorchReferenceEngine:
-    """An `engine.Engine` over a Transformers model. Calls must come one at a time."""
+    """An `engine.LocalEngine` over a Transformers model. It keeps nothing between two calls."""
 
     def __init__(self, model: Any, tokenizer: Any, info: EngineInfo, end_tokens: frozenset[int]) -> None:
         self.info = info
-        self._model, self._tokenizer, self._end_tokens = model, tokenizer, end_tokens
+        self._model, self._tokenizer = model, tokenizer
+        # transformers 5 renamed the argument and the output, and warns of the old name.
+        self._cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self._end_tokens = end_tokens
+        new_piece = lambda: JoinedText(self.detokenize)  # noqa: E731
+        self._front = Front(info, new_piece, end_tokens.__contains__, self._token_table)
+        self._access = self._front.access
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
+        self._access.check_open()
         ids: list[int] = self._tokenizer.encode(
             text, add_special_tokens=add_bos, split_special_tokens=not parse_special
         )
         return ids
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        self._access.check_open()
+        known = [checked_token(token, self.info) for token in tokens]
+        text: str = self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.encode()
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        self._check_open()
-        for number, request in enumerate(requests):
-            n = len(request.tokens)
-            if n > self.info.n_context:
-                raise ContextError(f"request {number}: {n} tokens, the context holds {self.info.n_context}")
-            if not request.positions or not 0 <= request.positions[0] <= request.positions[-1] < n:
-                raise EngineError(f"request {number}: positions {request.positions[:4]}... of {n} tokens")
-        return self._logits(list(requests))
+        return self._front.logits(requests, self._read_all)
 
-    def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
-        for window in windows(requests):
-            rows: list[Logits] = [np.empty((0, 0), dtype=np.float32)] * len(window)
-            n_shared = shared_prefix([request.tokens for request in window])
-            n_shared = n_shared if n_shared >= SHARED_TOKENS_WORTH_IT and len(window) > 1 else 0
-            n_shared = min(n_shared, min(request.positions[0] for request in window))
-            past = self._read_shared(window[0].tokens[:n_shared]) if n_shared else None
-            for batch in batches(window, n_shared, self.info.n_vocab):
-                for i, row in zip(batch, self._forward([window[i] for i in batch], n_shared, past), strict=True):
-                    rows[i] = row
-            yield from rows
+    def _read_all(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
+        asked = windows([request for request in requests if request.positions])
+        ready: deque[Logits] = deque()
+        for request in requests:
+            if not request.positions:
+                yield np.empty((0, self.info.n_vocab), np.float32)
+                continue
+            if not ready:
+                ready.extend(self._read_window(next(asked)))
+            yield ready.popleft()
+
+    def _read_window(self, window: list[LogitsRequest]) -> list[Logits]:
+        rows: list[Logits] = [np.empty((0, 0), dtype=np.float32)] * len(window)
+        n_shared = shared_prefix([request.tokens for request in window])
+        n_shared = n_shared if n_shared >= SHARED_TOKENS_WORTH_IT and len(window) > 1 else 0
+        n_shared = min(n_shared, min(request.positions[0] for request in window))
+        past = self._read_shared(window[0].tokens[:n_shared]) if n_shared else None
+        for batch in batches(window, n_shared, self.info.n_vocab):
+            for i, row in zip(batch, self._forward([window[i] for i in batch], n_shared, past), strict=True):
+                rows[i] = row
+        return rows
 
     def _read_shared(self, tokens: tuple[int, ...]) -> Any:
         """The key-value cache of what all requests of a window begin with."""
@@ -82,7 +95,7 @@ class TorchReferenceEngine:
 
         with torch.inference_mode():
             ids = torch.tensor([tokens], device=self._model.device)
-            return self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            return self._model(input_ids=ids, use_cache=True, logits_to_keep=1)[self._cache]
 
     def _forward(self, batch: list[LogitsRequest], n_shared: int, past: Any) -> list[Logits]:
         """Logits of one batch. Sequences are padded on the left, so that the wanted positions end together."""
@@ -110,7 +123,7 @@ class TorchReferenceEngine:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
+                **{self._cache: cache},
                 use_cache=cache is not None,
                 logits_to_keep=keep,
             ).logits
@@ -120,18 +133,8 @@ class TorchReferenceEngine:
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        self._check_open()
-        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
-        if not tokens:
-            raise EngineError("an empty prompt", hint="give at least one token")
-        if len(tokens) >= self.info.n_context:
-            raise ContextError(
-                f"the prompt has {len(tokens)} tokens, the context holds {self.info.n_context}", hint="shorten it"
-            )
-        sampler = Sampler(settings, tokens[-PENALTY_WINDOW:], grammar)
-        return self._generate(list(tokens), sampler, on_prompt or (lambda _read, _total: None))
+        return self._front.generate(tokens, settings, on_prompt, self._write)
 
-    @cached_property
     def _token_table(self) -> TokenTable:
         fast = getattr(self._tokenizer, "backend_tokenizer", None)
         if fast is None:
@@ -139,48 +142,63 @@ class TorchReferenceEngine:
         ends = (token for token in self._end_tokens if token < len(self._tokenizer))
         return token_table_of_json(fast.to_str(), self.info.n_vocab, ends)
 
-    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
+    def cancel(self) -> None:
+        self._access.cancel()
+
+    def _write(
+        self, tokens: list[int], sampler: Sampler, reply: Reply, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
         import torch
 
-        settings, stream = sampler.settings, TextStream(sampler.settings.stop)
-        n_left, past, unread, shown = min(settings.max_tokens, self.info.n_context - len(tokens)), None, tokens, b""
-        generated: list[int] = []
-        on_prompt(0, len(tokens))
-        while n_left > 0:
+        past: Any = None
+
+        def read(unread: list[int]) -> Logits:
+            nonlocal past
             with torch.inference_mode():
                 out = self._model(
                     input_ids=torch.tensor([unread], device=self._model.device),
-                    past_key_values=past,
+                    **{self._cache: past},
                     use_cache=True,
                     logits_to_keep=1,
                 )
-            if past is None:
-                on_prompt(len(tokens), len(tokens))
-            past = out.past_key_values
-            token, log_probability = sampler.choose(out.logits[0, -1].float().cpu().numpy())
-            n_left -= 1
-            if token in self._end_tokens:
-                yield GeneratedToken(token, stream.flush(), log_probability, "stop")
-                return
-            generated.append(token)
-            whole = self.detokenize(generated)  # byte-level pieces join only in the whole text
-            piece, shown = (whole[len(shown) :], whole) if whole.startswith(shown) else (b"", shown)
-            text, finish = stream.push(piece), None
-            if stream.stopped:
-                finish = "stop"
-            elif not n_left:
-                text, finish = text + stream.flush(), "length"
-            yield GeneratedToken(token, text, log_probability, finish)
-            if finish:
-                return
-            unread = [token]
+            past = out[self._cache]
+            last: Logits = out.logits[0, -1].float().cpu().numpy()
+            return last
+
+        on_prompt(0, len(tokens))
+        logits = read(tokens)
+        on_prompt(len(tokens), len(tokens))
+        if not self._access.cancelled():
+            yield from self._front.steps(sampler, reply, logits, lambda token: read([token]))
 
     def close(self) -> None:
+        self._access.close(self._free)
+
+    def _free(self) -> None:
         self._model = None
 
-    def _check_open(self) -> None:
-        if self._model is None:
-            raise EngineError("the engine is closed")
+    def __enter__(self) -> "TorchReferenceEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class JoinedText:
+    """The bytes that each token adds to a text: byte-level pieces join only in the whole of it."""
+
+    def __init__(self, detokenize: Callable[[Sequence[int]], bytes]) -> None:
+        self._detokenize = detokenize
+        self._tokens: list[int] = []
+        self._shown = b""
+
+    def __call__(self, token: int) -> bytes:
+        self._tokens.append(token)
+        whole = self._detokenize(self._tokens)
+        if not whole.startswith(self._shown):
+            return b""
+        piece, self._shown = whole[len(self._shown) :], whole
+        return piece
 
 
 def windows(requests: Sequence[LogitsRequest]) -> Iterator[list[LogitsRequest]]:
@@ -216,7 +234,7 @@ def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def batches(window: Sequence[LogitsRequest], n_shared: int, n_vocab: int) -> list[list[int]]:
-    """Indices of `window` in batches within BATCH_TOKENS and LOGITS_BYTES, of which little is padding (LEAST_FILL)."""
+    """Indices of `window` in batches within BATCH_TOKENS and WINDOW_BYTES, of which little is padding (LEAST_FILL)."""
     found: list[list[int]] = []
     n_tokens = n_keep = 0
     for i in sorted(range(len(window)), key=lambda i: -len(window[i].tokens)):
@@ -224,7 +242,7 @@ def batches(window: Sequence[LogitsRequest], n_shared: int, n_vocab: int) -> lis
         keep = max(n_keep, len(request.tokens) - request.positions[0])
         size = len(found[-1]) + 1 if found else 1
         short = len(request.tokens) - n_shared < LEAST_FILL * n_tokens
-        if not found or short or size * n_tokens > BATCH_TOKENS or size * keep * n_vocab * 4 > LOGITS_BYTES:
+        if not found or short or size * n_tokens > BATCH_TOKENS or size * keep * n_vocab * 4 > WINDOW_BYTES:
             found.append([])
             n_tokens, keep = len(request.tokens) - n_shared, len(request.tokens) - request.positions[0]
         n_keep = keep

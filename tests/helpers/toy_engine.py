@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
-from medlite.engines.grammar import Grammar, token_table
+from medlite.engines.front import Front
+from medlite.engines.grammar import token_table
+from medlite.engines.reply import Reply
 from medlite.engines.sampler import Sampler
-from medlite.engines.text_stream import TextStream
-from medlite.errors import ContextError, EngineError
 
 CONTROL_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 N_BYTES = 256
@@ -57,7 +57,6 @@ class ToyEngine:
         self.noise, self.seed = noise, seed
         self.n_decoded = 0
         self.calls: list[LogitsRequest] = []
-        self.closed = False
         self._resident: list[int] = []
         self.info = EngineInfo(
             engine="toy",
@@ -71,6 +70,8 @@ class ToyEngine:
             load_seconds=0.0,
             settings={"noise": str(noise)},
         )
+        piece = lambda token: self.detokenize([token])  # noqa: E731
+        self._front = Front(self.info, lambda: piece, {END, EOT}.__contains__, lambda: TABLE)
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         tokens = [BOS] if add_bos else []
@@ -86,32 +87,23 @@ class ToyEngine:
         return bytes(token for token in tokens if token < N_BYTES)
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        self._check_open()
-        for request in requests:
-            if len(request.tokens) > self.info.n_context:
-                raise ContextError(f"{len(request.tokens)} tokens, the context holds {self.info.n_context}")
-        return self._logits(list(requests))
+        return self._front.logits(requests, self._read)
 
-    def _logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
+    def _read(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
         for request in requests:
             self.calls.append(request)
             self.n_decoded += len(request.tokens)
-            yield np.stack([self._row(request.tokens[: at + 1]) for at in request.positions])
+            rows = [self._row(request.tokens[: at + 1]) for at in request.positions]
+            yield np.stack(rows) if rows else np.empty((0, N_VOCAB), np.float32)
 
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        self._check_open()
-        if len(tokens) >= self.info.n_context:
-            raise ContextError(
-                f"{len(tokens)} tokens, the context holds {self.info.n_context}", hint="shorten the prompt"
-            )
-        grammar = None if settings.grammar is None else Grammar(TABLE, settings.grammar)
-        sampler = Sampler(settings, tokens, grammar)
-        return self._generate(list(tokens), sampler, on_prompt or (lambda _read, _total: None))
+        return self._front.generate(tokens, settings, on_prompt, self._write)
 
-    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
-        settings = sampler.settings
+    def _write(
+        self, tokens: list[int], sampler: Sampler, reply: Reply, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
         n_shared = 0
         while n_shared < min(len(tokens), len(self._resident)) and tokens[n_shared] == self._resident[n_shared]:
             n_shared += 1
@@ -119,32 +111,19 @@ class ToyEngine:
         self.n_decoded += len(tokens) - n_shared
         on_prompt(len(tokens) - n_shared, len(tokens) - n_shared)
         self._resident = tokens
-        stream = TextStream(settings.stop)
-        n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
-        while n_left:
-            token, log_probability = sampler.choose(self._row(tokens))
-            n_left -= 1
-            finish = None
-            if token in (END, EOT):
-                text, finish = stream.flush(), "stop"
-            else:
-                text = stream.push(self.detokenize([token]))
-                if stream.stopped:
-                    finish = "stop"
-                elif not n_left:
-                    text, finish = text + stream.flush(), "length"
-            yield GeneratedToken(token, text, log_probability, finish)
-            if finish:
-                return
+
+        def read_next(token: int) -> Logits:
             tokens.append(token)
             self.n_decoded += 1
+            return self._row(tokens)
+
+        yield from self._front.steps(sampler, reply, self._row(tokens), read_next)
+
+    def cancel(self) -> None:
+        self._front.access.cancel()
 
     def close(self) -> None:
-        self.closed = True
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise EngineError("the engine is closed")
+        self._front.access.close(lambda: None)
 
     def _row(self, tokens: Sequence[int]) -> Logits:
         raw = np.asarray(tokens, dtype=np.int32).tobytes()

@@ -5,11 +5,9 @@ Scoring is in `scoring.py`, the sequence that generations continue in `sequence.
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 
 from medlite.devices import physical_cores
-from medlite.engines.access import Access
 from medlite.engines.engine import (
     DraftCounts,
     EngineInfo,
@@ -22,7 +20,8 @@ from medlite.engines.engine import (
     OpenSettings,
     RestoredState,
 )
-from medlite.engines.grammar import Grammar, TokenTable, token_table
+from medlite.engines.front import Front
+from medlite.engines.grammar import token_table
 from medlite.engines.llamacpp import state
 from medlite.engines.llamacpp.drafts import Drafter, open_drafter
 from medlite.engines.llamacpp.load import load_model
@@ -32,24 +31,25 @@ from medlite.engines.llamacpp.place import place
 from medlite.engines.llamacpp.scoring import Scorer
 from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.engines.reply import Reply
-from medlite.engines.requests import check_logits_request, checked_prompt, checked_token
-from medlite.engines.sampler import PENALTY_WINDOW, Sampler
+from medlite.engines.requests import checked_token
+from medlite.engines.sampler import Sampler
 from medlite.errors import EngineError
 from medlite.formats.gguf import read_header
 from medlite.native import gpu_build, runtime_version
 
 
 class LlamaCppEngine:
-    """An `engine.LogitsEngine`. Calls from several threads wait for each other; a generation holds the engine until its
-    iterator is exhausted or closed.
-    """
+    """An `engine.LocalEngine`."""
 
     def __init__(self, path: Path, model: Model, context: Context, info: EngineInfo, memory: MemoryEstimate) -> None:
         self.info, self.memory = info, memory
         self._model, self._context = model, context
         self._resident = ResidentSequence(model, context)
         self._scorer = Scorer(self._resident, info)
-        self._access = Access()
+        words = model.vocabulary
+        table = lambda: token_table(info.n_vocab, words.piece, words.is_end)  # noqa: E731
+        self._front = Front(info, lambda: words.piece, words.is_end, table)
+        self._access = self._front.access
         self._drafter: Drafter | None = None
         self.draft_counts = DraftCounts()  # of the last generation
         self._identity = state.identify(path, info)
@@ -77,48 +77,31 @@ class LlamaCppEngine:
     # --- logits ------------------------------------------------------------------------------------------------------
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        self._access.check_open()
-        for number, request in enumerate(requests):
-            check_logits_request(number, request, self.info)
-        return self._logits(list(requests))
+        return self._front.logits(requests, self._read)
 
-    def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
-        with self._access.exclusive():
-            self._resident.forget()
-            try:
-                yield from self._scorer.logits(requests)
-            finally:
-                if not self._access.closed:
-                    self._resident.forget()
+    def _read(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
+        self._resident.forget()
+        try:
+            yield from self._scorer.logits(requests)
+        finally:
+            if not self._access.closed:
+                self._resident.forget()
 
     # --- generation --------------------------------------------------------------------------------------------------
 
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        self._access.check_open()
-        prompt = checked_prompt(tokens, self.info)
-        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
-        sampler = Sampler(settings, prompt[-PENALTY_WINDOW:], grammar)
-        return self._generate(prompt, sampler, on_prompt or (lambda _read, _total: None))
-
-    @cached_property
-    def _token_table(self) -> TokenTable:
-        return token_table(self.info.n_vocab, self._model.vocabulary.piece, self._model.vocabulary.is_end)
+        return self._front.generate(tokens, settings, on_prompt, self._write)
 
     def cancel(self) -> None:
-        """End the running generation from another thread; its last token carries finish "cancelled"."""
         self._access.cancel()
 
-    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
-        settings = sampler.settings
-        with self._access.exclusive():
-            n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
-            if n_left < 1 or not self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
-                return
+    def _write(
+        self, tokens: list[int], sampler: Sampler, reply: Reply, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
+        if self._resident.read_prompt(tokens, on_prompt, self._access.cancelled):
             self.draft_counts = DraftCounts()
-            words = self._model.vocabulary
-            reply = Reply(settings, n_left, words.piece, words.is_end, self._access.cancelled)
             yield from self._steps(sampler, reply)
 
     def _steps(self, sampler: Sampler, reply: Reply) -> Iterator[GeneratedToken]:

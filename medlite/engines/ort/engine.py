@@ -7,15 +7,12 @@ they share, or, where they share little, side by side padded on the right; only 
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from medlite.devices import available_memory, physical_cores
 from medlite.engines import prefix
-from medlite.engines.access import Access
 from medlite.engines.engine import (
     EngineInfo,
     GeneratedToken,
@@ -26,14 +23,15 @@ from medlite.engines.engine import (
     OnPrompt,
     OpenSettings,
 )
-from medlite.engines.grammar import Grammar, TokenTable, token_table
+from medlite.engines.front import Front
+from medlite.engines.grammar import token_table
 from medlite.engines.ort import session
 from medlite.engines.ort.growing import GrowingDecoder
 from medlite.engines.ort.moses import MosesTokenizer
 from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
 from medlite.engines.reply import Reply
-from medlite.engines.requests import WINDOW_BYTES, check_logits_request, checked_prompt, checked_token, windows
-from medlite.engines.sampler import PENALTY_WINDOW, Sampler
+from medlite.engines.requests import WINDOW_BYTES, checked_token, windows
+from medlite.engines.sampler import Sampler
 from medlite.errors import ArtifactError, EngineError, MemoryShortError
 from medlite.files import format_bytes
 from medlite.formats.onnx_folder import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
@@ -53,9 +51,7 @@ Decoder = session.CachedDecoder | GrowingDecoder
 
 
 class OrtEngine:
-    """An `engine.LogitsEngine`. Calls from several threads wait for each other; a generation holds the engine until its
-    iterator is exhausted or closed. n_tokens_read counts what the model has computed so far.
-    """
+    """An `engine.LocalEngine`. n_tokens_read counts what the model has computed so far."""
 
     def __init__(
         self,
@@ -75,8 +71,9 @@ class OrtEngine:
         )
         self._resident: list[int] = []
         self._is_long = False  # whether what is resident was rotated by LongRoPE's long table
-        self._access = Access()
-        self._end_tokens = frozenset(facts.end_tokens)
+        piece, is_end = tokenizer.piece, frozenset(facts.end_tokens).__contains__
+        self._front = Front(info, lambda: piece, is_end, lambda: token_table(info.n_vocab, piece, is_end))
+        self._access = self._front.access
         self.n_tokens_read = 0
 
     # --- text --------------------------------------------------------------------------------------------------------
@@ -92,22 +89,19 @@ class OrtEngine:
     # --- logits ------------------------------------------------------------------------------------------------------
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
-        self._access.check_open()
-        for number, request in enumerate(requests):
-            check_logits_request(number, request, self.info)
-        return self._logits(list(requests))
+        return self._front.logits(requests, self._read_all)
 
-    def _logits(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
-        with self._exclusive() as decoder:
+    def _read_all(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
+        decoder = self._loaded
+        self._forget(decoder)
+        try:
+            for window in windows(requests, self.info.n_vocab):
+                branches, index = prefix.distinct_sequences(window)
+                rows = self._read_window(decoder, branches)
+                for request, i in zip(window, index, strict=True):
+                    yield rows[i][np.searchsorted(branches[i].wanted, request.positions)]
+        finally:
             self._forget(decoder)
-            try:
-                for window in windows(requests, self.info.n_vocab):
-                    branches, index = prefix.distinct_sequences(window)
-                    rows = self._read_window(decoder, branches)
-                    for request, i in zip(window, index, strict=True):
-                        yield rows[i][np.searchsorted(branches[i].wanted, request.positions)]
-            finally:
-                self._forget(decoder)
 
     def _read_window(self, decoder: Decoder, branches: list[prefix.Branch]) -> list[Logits]:
         """The wanted logits of every branch: behind what it shares with the one before, or side by side."""
@@ -181,37 +175,18 @@ class OrtEngine:
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None = None
     ) -> Iterator[GeneratedToken]:
-        self._access.check_open()
-        prompt = checked_prompt(tokens, self.info)
-        grammar = None if settings.grammar is None else Grammar(self._token_table, settings.grammar)
-        sampler = Sampler(settings, prompt[-PENALTY_WINDOW:], grammar)
-        return self._generate(prompt, sampler, on_prompt or (lambda _read, _total: None))
-
-    @cached_property
-    def _token_table(self) -> TokenTable:
-        return token_table(self.info.n_vocab, self._tokenizer.piece, self._end_tokens.__contains__)
+        return self._front.generate(tokens, settings, on_prompt, self._write)
 
     def cancel(self) -> None:
-        """End the running generation from another thread; its last token carries finish "cancelled"."""
         self._access.cancel()
 
-    def _generate(self, tokens: list[int], sampler: Sampler, on_prompt: OnPrompt) -> Iterator[GeneratedToken]:
-        settings = sampler.settings
-        with self._exclusive() as decoder:
-            n_left = min(settings.max_tokens, self.info.n_context - len(tokens))
-            logits = self._read_prompt(decoder, tokens, on_prompt) if n_left > 0 else None
-            if logits is None:
-                return
-            reply = Reply(
-                settings, n_left, self._tokenizer.piece, self._end_tokens.__contains__, self._access.cancelled
-            )
-            while True:
-                step = reply.step(*sampler.choose(logits))
-                yield step
-                self._access.check_open()
-                if step.finish:
-                    return
-                logits = self._read_next(decoder, step.token)
+    def _write(
+        self, tokens: list[int], sampler: Sampler, reply: Reply, on_prompt: OnPrompt
+    ) -> Iterator[GeneratedToken]:
+        decoder = self._loaded
+        logits = self._read_prompt(decoder, tokens, on_prompt)
+        if logits is not None:
+            yield from self._front.steps(sampler, reply, logits, lambda token: self._read_next(decoder, token))
 
     def _read_prompt(self, decoder: Decoder, tokens: list[int], on_prompt: OnPrompt) -> Logits | None:
         """The last token's logits, reading only what the buffer lacks; None if cancelled meanwhile."""
@@ -264,12 +239,8 @@ class OrtEngine:
     def _forget(self, decoder: Decoder) -> None:
         self._rewind(decoder, 0)
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[Decoder]:
-        with self._access.exclusive():
-            yield self._checked_decoder()
-
-    def _checked_decoder(self) -> Decoder:
+    @property
+    def _loaded(self) -> Decoder:
         self._access.check_open()
         assert self._decoder is not None
         return self._decoder

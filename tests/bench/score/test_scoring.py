@@ -74,7 +74,7 @@ def test_an_option_that_begins_another_is_read_from_the_longer_ones_sequence() -
 def test_log_probabilities_equal_a_direct_sum_over_the_tokens() -> None:
     engine = ToyEngine(noise=0.5)
     items = make_items(3)
-    for (_, prompt), result in zip(items, score_samples(engine, items), strict=True):
+    for (_, prompt), result in zip(items, list(score_samples(engine, items)), strict=True):
         for continuation, found in zip(prompt.continuations, result.option_log_probabilities, strict=True):
             head = engine.tokenize(prompt.context)
             whole = engine.tokenize(prompt.context + continuation)
