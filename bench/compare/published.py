@@ -4,7 +4,6 @@ The table is published_scores.jsonl, one row a published value, with its source.
 and not shown: the same weights differ by up to 20 points between evaluators, quantization costs a tenth of that.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from bench.compare.runs import TaskComparison
 from bench.intervals import Interval, wilson
 from bench.run.record import RunRecord
 from medlite.errors import TaskError
+from medlite.formats.json import decode_json
 from medlite.models.catalog import recognise
 
 SCORES_PATH = Path(__file__).with_name("published_scores.jsonl")
@@ -109,10 +109,7 @@ def read_scores(path: Path = SCORES_PATH) -> tuple[Score, ...]:
     """Every published value. Raises TaskError naming the line that is malformed."""
     scores = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            score = Score(**json.loads(line))
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"{path} line {number}: {error}") from error
+        score = decode_json(line, Score, TaskError, where=f"{path} line {number}")
         if score.attainable not in ATTAINABLE or score.evidence not in EVIDENCES:
             raise TaskError(
                 f"{path} line {number}: attainable {score.attainable!r}, evidence {score.evidence!r}",

@@ -6,10 +6,9 @@ import pytest
 
 from bench.ask.chat_protocol import builder_for, parse_reply, template_of_header, user_text
 from bench.ask.question import Prompt
-from bench.compare.compare import UNKNOWN, compare
+from bench.compare.compare import compare
 from bench.run.measure import prepare
 from bench.score.chat import score_chat
-from bench.score.scoring import TRUNCATED, UNPARSED
 from bench.settings import Prompting
 from medlite.errors import RecordError, TaskError
 from medlite.formats.gguf import read_header
@@ -44,24 +43,6 @@ def rendered(number: int) -> Prompt:
     )
 
 
-def test_replies_are_parsed_and_unparsed_ones_stay_wrong() -> None:
-    items = [(make_sample(i), rendered(i)) for i in range(3)]
-    engine = ToyEngine({items[0][1].context: "A", items[1][1].context: "The answer is D.", items[2][1].context: "Well"})
-    found = list(score_chat(engine, items, reply_tokens=32))
-    assert [(s.prediction, s.correct, s.status) for s in found] == [
-        (0, True, "ok"),
-        (3, False, "ok"),
-        (-1, False, UNPARSED),
-    ]
-    assert found[2].text == "Well"
-
-
-def test_a_prompt_that_leaves_no_room_for_the_reply_is_truncated() -> None:
-    items = [(make_sample(0), rendered(0))]
-    (found,) = score_chat(ToyEngine(n_context=150), items, reply_tokens=64)
-    assert found.status == TRUNCATED
-
-
 def test_the_prompt_is_the_models_own_template_with_a_pinned_date(tmp_path: Path) -> None:
     dated = "{{ strftime_now('%Y') }} {{ messages[0].content }}"
     header = read_header(write_tiny_gguf(tmp_path / "dated.gguf", template=dated))
@@ -85,16 +66,6 @@ def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
     for none in (template_of_header(header), None):
         with pytest.raises(TaskError, match="carries no chat template"):
             builder_for(none)
-
-
-def test_flips_of_chat_replies_have_no_margin() -> None:
-    items = [(make_sample(i), rendered(i)) for i in range(2)]
-    old = list(score_chat(ToyEngine({i[1].context: "A" for i in items}), items, reply_tokens=8))
-    new = list(score_chat(ToyEngine({i[1].context: "B" for i in items}), items, reply_tokens=8))
-    found = compare(record_of(old), record_of(new))
-    assert [f.baseline_margin_nats for f in found.flips] == [UNKNOWN] * 2
-    assert not any(f.near_tie or f.confident for f in found.flips)
-    assert found.option_kl is None
 
 
 def test_an_unknown_protocol_is_refused() -> None:
