@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from medlite import __version__
 from tests.helpers.places import ROOT
@@ -120,3 +122,14 @@ def test_the_pin_of_the_runtime_is_stated_once() -> None:
     assert "==" in pin
     pinned = re.escape(pin.partition("==")[2])
     assert files_that_state(rf"(?:==|[\"'`]){pinned}\b") == {"pyproject.toml"}
+
+
+def test_the_constraints_fit_every_dependency() -> None:
+    """`make` installs with them; a row that a floor has overtaken would stop it, one that is missing would drift."""
+    rows = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pinned = {canonicalize_name(name): version for name, _, version in (row.partition("==") for row in rows)}
+    extras = PROJECT["project"]["optional-dependencies"]
+    for text in [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["onnx"]]:
+        wanted = Requirement(text)
+        if wanted.name not in ("llama-cpp-python", "medlite"):
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
