@@ -11,6 +11,16 @@ from tests.helpers.places import ROOT
 # A function never bears the name of a package inside: Python binds both to one attribute.
 SURFACES = {
     "medlite": {"OpenSettings", "__version__", "load", "open_engine"},
+    "quantize": {
+        "ONNX_RECIPES",
+        "RECIPES",
+        "match_checkpoint",
+        "open_checkpoint",
+        "plan_gguf",
+        "plan_onnx",
+        "verify",
+        "write",
+    },
     "bench": {"compare_records", "read_record", "run_task", "write_report"},
 }
 

@@ -175,7 +175,6 @@ def gguf_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]"
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
-    from quantize.gguf.write import gguf_output
     from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.source.parity import check_metadata
@@ -202,7 +201,7 @@ def gguf_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]"
         return report
 
     outputs = [
-        gguf_output(plan, output_path(model.checkpoint.folder, plan.recipe.name, asked.out, several=len(plans) > 1))
+        plan.output(output_path(model.checkpoint.folder, plan.recipe.name, asked.out, several=len(plans) > 1))
         for plan in plans
     ]
     yield outputs, replace(write_settings(asked), check=check)
@@ -244,7 +243,6 @@ def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -
 def onnx_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
     """An ONNX folder for each recipe. With --exporter optimum its float32 export lies beside them meanwhile."""
     from medlite.models.hub import find_checkpoint
-    from quantize.onnx.folder import onnx_output
     from quantize.onnx.recipes import DEFAULT_RECIPE, ONNX_RECIPES, find_onnx_recipe
 
     stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
@@ -256,7 +254,7 @@ def onnx_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]"
         raise RecipeError(f"--block has no effect on {recipes[0].name}", hint=f"--recipe, one of {blocks}")
     paths = [output_folder(folder, recipe.name, asked.out, several=len(recipes) > 1) for recipe in recipes]
     with onnx_plans(folder, recipes, paths[0].parent, asked) as plans:
-        yield [onnx_output(plan, path) for plan, path in zip(plans, paths, strict=True)], write_settings(asked)
+        yield [plan.output(path) for plan, path in zip(plans, paths, strict=True)], write_settings(asked)
 
 
 @contextmanager

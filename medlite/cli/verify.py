@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from medlite.cli import print_json
-from medlite.cli.params import json_option
 
 if TYPE_CHECKING:
     from quantize.stream.compare import Verification
@@ -27,7 +26,7 @@ Exit code 0: nothing wrong. 1: something is wrong, and named.""",
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", metavar="SOURCE", help="Also encode the checkpoint again and compare every tensor.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix it was made with.")
-@json_option("Print the findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool) -> None:
     """Check a GGUF file or an ONNX folder, offline.
 
@@ -36,34 +35,30 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
     """
     from medlite.cli.display import progress_bar
     from medlite.errors import ArtifactError
-    from medlite.formats.onnx_folder import DATA_NAME, is_onnx_folder
-    from medlite.formats.receipt import receipt_path
     from medlite.models.hub import find_checkpoint
+    from quantize.check import verify
     from quantize.gguf.imatrix import read_imatrix
-    from quantize.gguf.verify import verify
-    from quantize.onnx.verify import verify_onnx
     from quantize.source.checkpoint import open_checkpoint
 
     if not file.exists():
         raise ArtifactError(f"{file}: no such file")
-    is_folder = is_onnx_folder(file)
-    if is_folder and imatrix:
-        raise ArtifactError("--imatrix: only for GGUF files")
     checkpoint = open_checkpoint(find_checkpoint(against)) if against else None
-    if is_folder:
-        weights = file / DATA_NAME
-        total = 2 * weights.stat().st_size if weights.is_file() else 0
-    else:
-        total = file.stat().st_size * (2 if receipt_path(file).exists() else 1)
-    with progress_bar("verify", total, unit="bytes", quiet=as_json) as on_bytes:
-        if is_folder:
-            found = verify_onnx(file, against=checkpoint, on_bytes=on_bytes)
-        else:
-            importance = read_imatrix(imatrix) if imatrix else None
-            found = verify(file, against=checkpoint, importance=importance, on_bytes=on_bytes)
+    importance = read_imatrix(imatrix) if imatrix else None
+    with progress_bar("verify", bytes_to_check(file), unit="bytes", quiet=as_json) as on_bytes:
+        found = verify(file, against=checkpoint, importance=importance, on_bytes=on_bytes)
     show(found, as_json=as_json)
     if not found.ok:
         sys.exit(1)
+
+
+def bytes_to_check(file: Path) -> int:
+    """Bytes of tensors that will be read: once, and once more with a receipt."""
+    from medlite.formats.onnx_folder import DATA_NAME, is_onnx_folder
+    from medlite.formats.receipt import receipt_path
+
+    data = file / DATA_NAME if is_onnx_folder(file) else file
+    n_bytes = data.stat().st_size if data.is_file() else 0
+    return n_bytes * (2 if receipt_path(file).exists() else 1)
 
 
 def show(found: "Verification", *, as_json: bool) -> None:

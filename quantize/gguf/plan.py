@@ -4,6 +4,8 @@ A plan lists every tensor's type, shape, size and offset, so `--dry-run` prints 
 is checked first, and worker threads may write in any order.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lac
 from quantize.match import SourceModel
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream.encode import GgmlEncoding
-from quantize.stream.plan import Part, PlannedFile, PlannedTensor, bits_per_weight, planned_tensor
+from quantize.stream.plan import Output, Part, PlannedFile, PlannedTensor, bits_per_weight, planned_tensor
 
 Importance = Mapping[str, NDArray[np.float32]]
 QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION
@@ -75,6 +77,29 @@ class QuantizationPlan:
             path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(self.files):05d}{path.suffix}")
             for i in range(len(self.files))
         ]
+
+    def output(self, path: Path) -> Output:
+        """The plan under the name `path` (the first of several files under --max-shard-size takes its split name)."""
+        importance = hashlib.sha256()
+        for name, values in sorted((self.importance or {}).items()):
+            importance.update(name.encode() + values.tobytes())
+        return Output(
+            path=path,
+            paths=tuple(self.paths(path)),
+            checkpoint=self.checkpoint,
+            architecture=self.model.family.gguf_name,
+            recipe=self.recipe.name,
+            tensors=self.tensors,
+            files=self.files,
+            ignored=self.model.ignored,
+            facts={
+                "imatrix_sha256": None if self.importance is None else importance.hexdigest(),
+                "tokenizer_sha256": _tokenizer_sha256(self.metadata),
+                "chat_template_sha256": _template_sha256(self.metadata),
+            },
+            notes=self.model.notes,
+            stamp=importance.digest(),
+        )
 
 
 def plan_gguf(
@@ -200,3 +225,17 @@ def _metadata(model: SourceModel, recipe: Recipe, pre_tokenizer: str | None) -> 
         RECIPE_KEY: Value(Kind.STRING, recipe.name),
         **model.vocabulary(pre_tokenizer),
     }
+
+
+def _tokenizer_sha256(metadata: Mapping[str, Value]) -> str:
+    """Over tokens, types, scores and merges as they stand in the metadata."""
+    digest = hashlib.sha256()
+    for key in ("tokens", "token_type", "scores", "merges"):
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        digest.update(json.dumps([key, value.value if value else None]).encode())
+    return digest.hexdigest()
+
+
+def _template_sha256(metadata: Mapping[str, Value]) -> str | None:
+    template = metadata.get("tokenizer.chat_template")
+    return hashlib.sha256(template.value.encode()).hexdigest() if template else None

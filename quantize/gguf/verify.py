@@ -25,7 +25,7 @@ from quantize.stream.plan import PlannedTensor, planned_tensor
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 
-def verify(
+def verify_gguf(
     path: Path,
     *,
     against: Checkpoint | None = None,

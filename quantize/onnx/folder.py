@@ -55,6 +55,29 @@ class OnnxPlan:
     def bits_per_weight(self) -> float:
         return bits_per_weight(self.tensors)
 
+    def output(self, path: Path) -> Output:
+        """The plan as the folder `path`. Raises CheckpointError where the source lacks a file that it carries."""
+        for content in self.companions.values():
+            if isinstance(content, Path) and not content.is_file():
+                raise CheckpointError(
+                    f"{content}: missing, an ONNX folder carries it for every runtime",
+                    hint="AutoTokenizer.from_pretrained(SOURCE).save_pretrained(SOURCE) writes it",
+                )
+        return Output(
+            path=path,
+            paths=(path / MODEL_NAME, path / DATA_NAME),
+            checkpoint=self.checkpoint,
+            architecture=self.architecture,
+            recipe=self.recipe.name,
+            tensors=self.tensors,
+            files=(PlannedFile(self.graph, len(self.graph)), PlannedFile(b"", self.n_data_bytes)),
+            ignored=self.ignored,
+            facts={"block": self.block, "device": self.device},
+            made_by=self.made_by,
+            companions=self.companions,
+            stamp=str(STRETCHES).encode(),
+        )
+
 
 def facts_file(plan: OnnxPlan, name: str, of_graph: Mapping[str, Any]) -> dict[str, bytes]:
     """medlite.json, what medlite.formats.artifact and the engine read before anything is loaded.
@@ -74,27 +97,3 @@ def facts_file(plan: OnnxPlan, name: str, of_graph: Mapping[str, Any]) -> dict[s
         **of_graph,
     }
     return {FACTS_NAME: json_text(facts).encode()}
-
-
-def onnx_output(plan: OnnxPlan, path: Path) -> Output:
-    """`plan` as the folder `path`. Raises CheckpointError where the source lacks a file that the folder carries."""
-    for content in plan.companions.values():
-        if isinstance(content, Path) and not content.is_file():
-            raise CheckpointError(
-                f"{content}: missing, an ONNX folder carries it for every runtime",
-                hint="AutoTokenizer.from_pretrained(SOURCE).save_pretrained(SOURCE) writes it",
-            )
-    return Output(
-        path,
-        (path / MODEL_NAME, path / DATA_NAME),
-        plan.checkpoint,
-        plan.architecture,
-        plan.recipe.name,
-        plan.tensors,
-        (PlannedFile(plan.graph, len(plan.graph)), PlannedFile(b"", plan.n_data_bytes)),
-        plan.ignored,
-        {"block": plan.block, "device": plan.device},
-        made_by=plan.made_by,
-        companions=plan.companions,
-        stamp=str(STRETCHES).encode(),
-    )

@@ -103,7 +103,7 @@ def make_receipt(output: Output, facts: WrittenFacts) -> dict[str, Any]:
         **output.facts,
     }
     files = [
-        {"name": name, "n_bytes": facts.sizes[name], "sha256": digest} for name, digest in facts.file_hashes.items()
+        {"name": name, "n_bytes": n_bytes, "sha256": facts.file_hashes[name]} for name, n_bytes in facts.sizes.items()
     ]
     rows = [
         _tensor_row(tensor, facts.errors.get(i, ()))
@@ -112,7 +112,7 @@ def make_receipt(output: Output, facts: WrittenFacts) -> dict[str, Any]:
     ]
     if output.is_folder:
         measured = [row for i, errors in facts.errors.items() if output.tensors[i].is_parameter for row in errors]
-        own: dict[str, Any] = {"schema": ONNX_SCHEMA, "files": files}
+        own: dict[str, Any] = {"schema": ONNX_SCHEMA, "files": sorted(files, key=lambda row: row["name"])}
     else:
         measured = [row for errors in facts.errors.values() for row in errors]
         own = {

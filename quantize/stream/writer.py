@@ -111,7 +111,9 @@ def write(outputs: Sequence[Output], settings: WriteSettings | None = None) -> l
 
 
 def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
-    """Raise OutputError if a name may not be written or the disk cannot hold what is missing."""
+    """Raise OutputError if the outputs share no read, a name may not be written or the disk cannot hold them."""
+    if any(_rows_read(output) != _rows_read(outputs[0]) for output in outputs):
+        raise OutputError("outputs of different checkpoints or formats cannot be written together")
     needed: dict[Path, int] = {}
     for output in outputs:
         if output.is_folder:
@@ -124,6 +126,11 @@ def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
             needed[disk] = needed.get(disk, FREE_SPACE_MARGIN_BYTES) + max(file.n_bytes - held, 0)
     for folder, n_bytes in needed.items():
         check_free_space(folder, n_bytes)
+
+
+def _rows_read(output: Output) -> list[tuple[object, ...]]:
+    """What its slabs read, which outputs that are written together have in common."""
+    return [(tensor.source, tensor.shape, tensor.transform, tensor.row_group) for tensor in output.tensors]
 
 
 def _check_folder(path: Path, *, force: bool) -> None:
@@ -191,33 +198,35 @@ class OutputWriter:
 
     def finish(self, hasher: SourceHasher, parity: ParityReport | None) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
-        output = self.output
-        self._add_companions(output.companions or {})
-        files = list(output.parts)
-        if output.is_folder:
-            files = sorted(path for path in part_path(output.path).iterdir() if path.name != ONNX_RECEIPT_NAME)
+        files = {path.name: part for path, part in zip(self.output.paths, self.output.parts, strict=True)}
+        if self.output.companions is not None:
+            files |= self._add_companions(self.output.companions)
         with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
-            digests = {file: pool.submit(file_sha256, file) for file in files}
+            digests = {name: pool.submit(file_sha256, file) for name, file in files.items()}
             by_tensor = itertools.groupby(self.slabs, key=lambda slab: slab.tensor)
             tensors = [pool.submit(self._read_back, list(slabs)) for _, slabs in by_tensor]
             part_hashes = [digest.result() for digest in tensors]
-            names = {part: path.name for part, path in zip(output.parts, output.paths, strict=True)}
-            hashes = {names.get(file, file.name): digest.result() for file, digest in digests.items()}
+            hashes = {name: digest.result() for name, digest in digests.items()}
         self._check_headers()
         errors: dict[int, list[RowErrors]] = {}
         for slab in self.slabs if self.settings.measure else ():
             errors.setdefault(slab.tensor, []).append(self.journal.done[slab.number][1])
-        sizes = {names.get(file, file.name): file.stat().st_size for file in files}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
         facts = WrittenFacts(errors, hasher.result(), sizes, hashes, part_hashes, parity)
-        return self._publish(make_receipt(output, facts))
+        return self._publish(make_receipt(self.output, facts))
 
-    def _add_companions(self, companions: Mapping[str, bytes | Path]) -> None:
-        """The configurations and the tokenizer beside a folder's tensors."""
+    def _add_companions(self, companions: Mapping[str, bytes | Path]) -> dict[str, Path]:
+        """Write the small files of a folder; what else an earlier run left there goes. Returns name -> file."""
+        folder = part_path(self.output.path)
+        for stray in folder.iterdir():
+            if stray not in self.output.parts:
+                stray.unlink()
         for name, content in companions.items():
             if isinstance(content, Path):
-                shutil.copyfile(content, part_path(self.output.path) / name)
+                shutil.copyfile(content, folder / name)
             else:
-                (part_path(self.output.path) / name).write_bytes(content)
+                (folder / name).write_bytes(content)
+        return {name: folder / name for name in companions}
 
     def _read_back(self, slabs: Sequence[Slab]) -> list[str]:
         """SHA-256 of each part of one tensor on disk. Raises ArtifactError where a slab is not what was written."""
@@ -287,9 +296,6 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 
 def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> ParityReport | None:
     """Encode and write what the outputs lack, with the check beside it; returns what that found."""
-    slabs = writers[0].slabs
-    if any(writer.slabs != slabs for writer in writers):
-        raise OutputError("outputs of different checkpoints or formats cannot be written together")
     with RowReader() as reader:
         reader.open(writers[0].output.checkpoint.tensors)
 
@@ -306,4 +312,4 @@ def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> Pa
             return work
 
         n_threads = settings.n_threads or os.cpu_count() or 1
-        return run_slabs(slabs, [worker() for _ in range(n_threads)], settings.check)
+        return run_slabs(writers[0].slabs, [worker() for _ in range(n_threads)], settings.check)

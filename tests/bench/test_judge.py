@@ -248,13 +248,12 @@ def test_the_f32_gguf_on_llama_cpp_gives_the_same_answers(
     from medlite.engines.engine import OpenSettings
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
-    from quantize.gguf.write import gguf_output
     from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.stream.writer import write
 
     path = tmp_path / "tiny-F32.gguf"
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(checkpoint)), find_recipe("F32")), path)])
+    write([plan_gguf(match_checkpoint(open_checkpoint(checkpoint)), find_recipe("F32")).output(path)])
     engine = open_engine(path, OpenSettings(device="cpu", n_context=4096))
     for name in ("medqa_4options", "pubmedqa", "mmlu_anatomy:0"):
         reference, found = our_scores(name), list(score_samples(engine, ours(name)))

@@ -5,7 +5,6 @@ from pathlib import Path
 from medlite.demo import checkpoint_path
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import WriteSettings, write
@@ -16,7 +15,7 @@ def write_demo(folder: Path, *recipes: str) -> list[Path]:
     model = match_checkpoint(open_checkpoint(checkpoint_path()))
     paths = [folder / f"demo-{recipe}.gguf" for recipe in recipes]
     write(
-        [gguf_output(plan_gguf(model, RECIPES[recipe]), path) for recipe, path in zip(recipes, paths, strict=True)],
+        [plan_gguf(model, RECIPES[recipe]).output(path) for recipe, path in zip(recipes, paths, strict=True)],
         WriteSettings(),
     )
     return paths

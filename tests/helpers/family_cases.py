@@ -10,7 +10,6 @@ from medlite.formats.gguf import read_header
 from quantize.families.family import Family
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint, match_config
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import WriteSettings, write
@@ -18,7 +17,7 @@ from quantize.stream.writer import WriteSettings, write
 
 def convert(folder: Path, recipe: str, target: Path, importance: dict[str, np.ndarray] | None = None) -> None:
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe], importance=importance)
-    write([gguf_output(plan, target)], WriteSettings(n_threads=2, measure=False, hash_source=False))
+    write([plan.output(target)], WriteSettings(n_threads=2, measure=False, hash_source=False))
 
 
 def importance_of(path: Path) -> dict[str, np.ndarray]:

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from bench.score.scoring import log_softmax
 from bench.text.distance import Kept, kl_of_token, mean_of
 from quantize.match import match_checkpoint
-from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES, OnnxRecipe
 from quantize.source.checkpoint import open_checkpoint
@@ -108,7 +107,7 @@ def measure(exact: Path, folder: Path, texts: list[list[int]]) -> Loss:
 
 
 def make_ours(source: Path, target: Path, recipe: OnnxRecipe, block: int) -> Path:
-    write([onnx_output(plan_onnx(match_checkpoint(open_checkpoint(source)), recipe, block=block), target)])
+    write([plan_onnx(match_checkpoint(open_checkpoint(source)), recipe, block=block).output(target)])
     return target
 
 

@@ -28,11 +28,10 @@ from quantize.source.checkpoint import open_checkpoint
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.stream.writer import WriteSettings, write
-from quantize.gguf.write import gguf_output
 folder, target = Path(sys.argv[1]), sys.argv[2]
 plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"])
 if target:
-    write([gguf_output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))
+    write([plan.output(Path(target))], WriteSettings(n_threads=2, hash_source=False))
 status = Path("/proc/self/status").read_text()
 print(plan.n_bytes, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """

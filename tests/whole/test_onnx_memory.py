@@ -21,13 +21,12 @@ from quantize.source.checkpoint import open_checkpoint
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.stream.writer import WriteSettings
-from quantize.onnx.folder import onnx_output
 from quantize.stream.writer import write
 folder, target = Path(sys.argv[1]), sys.argv[2]
 plan = plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES["q4m"], block=128)
 n_bytes = plan.n_bytes
 if target:
-    write([onnx_output(plan, Path(target))], WriteSettings(n_threads=2, hash_source=False))
+    write([plan.output(Path(target))], WriteSettings(n_threads=2, hash_source=False))
 status = Path("/proc/self/status").read_text()
 print(n_bytes, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """

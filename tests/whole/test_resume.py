@@ -15,7 +15,6 @@ from medlite.files import part_path
 from medlite.formats.receipt import receipt_path
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.journal import journal_path
@@ -31,7 +30,6 @@ from quantize.source.checkpoint import open_checkpoint
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.stream.writer import WriteSettings, write
-from quantize.gguf.write import gguf_output
 folder, limit, signal_number, *names = sys.argv[1:]
 seen = 0
 def on_bytes(n):
@@ -40,7 +38,7 @@ def on_bytes(n):
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
 model = match_checkpoint(open_checkpoint(Path(folder)))
-outputs = [gguf_output(plan_gguf(model, RECIPES[name]), Path(folder) / f"{name}.gguf") for name in names]
+outputs = [plan_gguf(model, RECIPES[name]).output(Path(folder) / f"{name}.gguf") for name in names]
 write(outputs, WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
@@ -56,7 +54,7 @@ def run_until_killed(folder: Path, limit: int, *recipes: str, signal_number: int
 def convert(folder: Path, *recipes: str, **settings: object) -> list[int]:
     """Convert in this process; returns the resumed bytes of each output."""
     model = match_checkpoint(open_checkpoint(folder))
-    outputs = [gguf_output(plan_gguf(model, RECIPES[name]), folder / f"{name}.gguf") for name in recipes]
+    outputs = [plan_gguf(model, RECIPES[name]).output(folder / f"{name}.gguf") for name in recipes]
     return [one.n_resumed_bytes for one in write(outputs, WriteSettings(**settings))]  # type: ignore[arg-type]
 
 

@@ -33,7 +33,6 @@ def make_artifacts(
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
-    from quantize.gguf.write import gguf_output
     from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.stream.receipt import is_current
@@ -42,7 +41,7 @@ def make_artifacts(
     model = match_checkpoint(open_checkpoint(checkpoint_folder))
     importance = read_imatrix(imatrix) if imatrix else None
     outputs = [
-        gguf_output(plan_gguf(model, find_recipe(name), importance=importance, pre_tokenizer=pre_tokenizer), path)
+        plan_gguf(model, find_recipe(name), importance=importance, pre_tokenizer=pre_tokenizer).output(path)
         for name, path in paths.items()
     ]
     missing = [output for output in outputs if fresh or not is_current(output)]

@@ -141,7 +141,6 @@ def test_llama_perplexity_prints_the_same_numbers(tmp_path: Path, recipe: str) -
     from medlite.demo import checkpoint_path
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
-    from quantize.gguf.write import gguf_output
     from quantize.match import match_checkpoint
     from quantize.source.checkpoint import open_checkpoint
     from quantize.stream.writer import write
@@ -149,9 +148,7 @@ def test_llama_perplexity_prints_the_same_numbers(tmp_path: Path, recipe: str) -
 
     model = match_checkpoint(open_checkpoint(checkpoint_path()))
     base, candidate = tmp_path / "base.gguf", tmp_path / "candidate.gguf"
-    write(
-        [gguf_output(plan_gguf(model, find_recipe(name)), path) for name, path in (("BF16", base), (recipe, candidate))]
-    )
+    write([plan_gguf(model, find_recipe(name)).output(path) for name, path in (("BF16", base), (recipe, candidate))])
     text = tmp_path / "text.txt"
     text.write_text(demo_text(), encoding="utf-8")
     found = ours(base, candidate, text, 256, tmp_path)

@@ -14,7 +14,6 @@ import pytest
 
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
@@ -56,7 +55,7 @@ def test_our_16_bit_file_equals_the_converters(family: str, tmp_path: Path) -> N
     folder = make_family(family, tmp_path / family)
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     recipe = "F16" if family == "llama3" else "BF16"
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe]), ours)])
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe]).output(ours)])
     pre = [PRE_TOKENIZERS[family]] if family in PRE_TOKENIZERS else []
     done = subprocess.run(
         [sys.executable, str(HELPERS / "run_converter.py"), LLAMA_CPP, str(folder), str(theirs), "auto", *pre],

@@ -13,7 +13,6 @@ import pytest
 from medlite.formats.chat_template import TOKEN_KEYS, Message
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import CONVERSATIONS, compile_template, source_template
@@ -57,7 +56,7 @@ def tokens_of(folder: Path) -> list[int]:
 @pytest.mark.parametrize("family", WITH_OWN_WEIGHTS)
 def test_logits_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
     folder = make_family(family, tmp_path / family)
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["F32"]), tmp_path / "f32.gguf")])
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["F32"]).output(tmp_path / "f32.gguf")])
     ids = tokens_of(folder)
     theirs, ours = transformers_logits(folder, ids), llama_logits(tmp_path / "f32.gguf", ids)
     assert ours.shape == theirs.shape

@@ -9,7 +9,6 @@ import pytest
 from medlite.formats.gguf import GGML_TYPES, read_header
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import WriteSettings, write
@@ -43,7 +42,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
     for name, changes in SHAPES.items():
         folder = make_llama(tmp_path_factory.mktemp("oracle") / name.replace(" ", "-"), **changes)
         bf16 = folder / "bf16.gguf"
-        write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"]), bf16)])
+        write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"]).output(bf16)])
         result[name] = (folder, bf16)
     return result
 
@@ -79,11 +78,7 @@ def test_every_recipe_equals_llama_quantize(
     importance = importance_of(bf16) if imatrix else None
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     write(
-        [
-            gguf_output(
-                plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe], importance=importance), ours
-            )
-        ],
+        [plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe], importance=importance).output(ours)],
         WriteSettings(n_threads=2),
     )
     llama_quantize(bf16, theirs, RECIPES[recipe].file_type, importance)
@@ -94,13 +89,7 @@ def test_tensor_type_overrides_equal_llama_quantize(sources: dict[str, tuple[Pat
     folder, bf16 = sources["grouped"]
     overrides = ((r"blk\.[0-3]\.ffn_down", "Q8_0"), ("attn_v", "Q5_K"))
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write(
-        [
-            gguf_output(
-                plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"], overrides=overrides), ours
-            )
-        ]
-    )
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"], overrides=overrides).output(ours)])
     llama_quantize(
         bf16,
         theirs,
@@ -115,8 +104,6 @@ def test_70b_lifts_its_value_tensors(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "70b", num_hidden_layers=80, num_key_value_heads=1, intermediate_size=256)
     model = match_checkpoint(open_checkpoint(folder))
     bf16, ours, theirs = tmp_path / "bf16.gguf", tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write(
-        [gguf_output(plan_gguf(model, RECIPES["BF16"]), bf16), gguf_output(plan_gguf(model, RECIPES["Q3_K_M"]), ours)]
-    )
+    write([plan_gguf(model, RECIPES["BF16"]).output(bf16), plan_gguf(model, RECIPES["Q3_K_M"]).output(ours)])
     llama_quantize(bf16, theirs, RECIPES["Q3_K_M"].file_type)
     assert_same_tensors(ours, theirs)

@@ -10,7 +10,6 @@ from medlite.errors import CheckpointError, RecipeError, TokenizerError
 from medlite.formats.artifact import open_artifact
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES, find_recipe
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
@@ -44,7 +43,7 @@ def test_the_planned_size_is_the_written_size(recipe: str, tmp_path: Path) -> No
     folder = make_llama(tmp_path / "m", num_hidden_layers=1)
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES[recipe])
     out = tmp_path / "m.gguf"
-    write([gguf_output(plan, out)])
+    write([plan.output(out)])
     assert out.stat().st_size == plan.n_bytes
     assert open_artifact(out).bits_per_weight == pytest.approx(plan.bits_per_weight)
     assert open_artifact(out).recipe == recipe
@@ -68,7 +67,7 @@ def test_several_files_hold_every_tensor_once_and_load(tmp_path: Path) -> None:
 
     model = match_checkpoint(open_checkpoint(make_llama(tmp_path / "m", num_hidden_layers=4)))
     plan = plan_gguf(model, RECIPES["Q8_0"], max_shard_bytes=500_000)
-    write([gguf_output(plan, tmp_path / "m.gguf")])
+    write([plan.output(tmp_path / "m.gguf")])
     paths = plan.paths(tmp_path / "m.gguf")
     assert len(paths) > 2
     assert paths[0].name == f"m-00001-of-{len(paths):05d}.gguf"

@@ -11,10 +11,9 @@ import pytest
 
 from medlite.formats.gguf import read_header
 from medlite.formats.receipt import receipt_path
+from quantize.check import verify
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.verify import verify
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
@@ -28,7 +27,7 @@ def made(tmp_path: Path) -> tuple[Path, Path]:
     """A checkpoint folder and its Q4_K_M artifact."""
     folder = make_llama(tmp_path / "m", num_hidden_layers=2)
     path = tmp_path / "m.gguf"
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"]), path)])
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"]).output(path)])
     return folder, path
 
 
@@ -100,7 +99,7 @@ def test_nan_is_found_without_a_receipt(made: tuple[Path, Path]) -> None:
 def test_a_file_of_llama_quantize_is_accepted_and_equal(made: tuple[Path, Path], tmp_path: Path) -> None:
     folder, _ = made
     bf16, theirs = tmp_path / "bf16.gguf", tmp_path / "theirs.gguf"
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"]), bf16)])
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["BF16"]).output(bf16)])
     llama_quantize(bf16, theirs, RECIPES["Q5_K_M"].file_type)
     found = verify(theirs, against=open_checkpoint(folder))
     assert found.ok
@@ -119,7 +118,7 @@ def test_a_receipt_of_several_files_covers_them_all(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", num_hidden_layers=4)
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], max_shard_bytes=600_000)
     path = tmp_path / "m.gguf"
-    write([gguf_output(plan, path)])
+    write([plan.output(path)])
     assert verify(path).ok
     last = plan.paths(path)[-1]
     flip(last, last.stat().st_size - 40)

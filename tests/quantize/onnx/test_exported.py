@@ -32,7 +32,7 @@ from medlite.engines.ort import engine as ort
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from medlite.formats.onnx_folder import DATA_NAME, read_onnx_facts
 from quantize.onnx.exported import open_source, plan_export
-from quantize.onnx.folder import OnnxPlan, onnx_output
+from quantize.onnx.folder import OnnxPlan
 from quantize.onnx.optimum import REQUIREMENTS, Export, exported, has_optimum
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
@@ -61,7 +61,7 @@ def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> OnnxPlan:
 
 
 def convert(folder: Path, recipe: str = "q8") -> Path:
-    return write([onnx_output(plan_of(folder, recipe), folder / recipe)])[0].path
+    return write([plan_of(folder, recipe).output(folder / recipe)])[0].path
 
 
 def every_logit(engine: LogitsEngine, tokens: tuple[int, ...] = TOKENS) -> Logits:
@@ -379,7 +379,7 @@ def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path) -> Non
     with exported(source, tmp_path, Path(OPTIMUM_PYTHON)) as export:
         folders = {
             recipe: write(
-                [onnx_output(plan_export(open_source(source), export, ONNX_RECIPES[recipe], 32), tmp_path / recipe)]
+                [plan_export(open_source(source), export, ONNX_RECIPES[recipe], 32).output(tmp_path / recipe)]
             )[0].path
             for recipe in KL_NATS
         }

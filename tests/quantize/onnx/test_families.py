@@ -17,9 +17,7 @@ from medlite.engines import open_engine
 from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest, OpenSettings
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
-from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.source.checkpoint import open_checkpoint, read_json_object
@@ -42,7 +40,7 @@ def convert(source: Path, recipe: str = "fp32", device: str = "cpu") -> Path:
     target = source.parent / f"{source.name}-{recipe}-{device}"
     if not target.exists():
         plan = plan_onnx(match_checkpoint(open_checkpoint(source)), ONNX_RECIPES[recipe], block=32, device=device)
-        write([onnx_output(plan, target)])
+        write([plan.output(target)])
     return target
 
 
@@ -55,7 +53,7 @@ def every_logit(folder: Path, tokens: tuple[int, ...], **options: Any) -> Logits
 def test_logits_equal_llama_cpp_s(family: str, tmp_path: Path) -> None:
     """Two runtimes, two conversions, one set of tables: an error in either would show."""
     source = make_family(family, tmp_path / "m")
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(source)), RECIPES["F32"]), tmp_path / "m.gguf")])
+    write([plan_gguf(match_checkpoint(open_checkpoint(source)), RECIPES["F32"]).output(tmp_path / "m.gguf")])
     tokens = tokens_of(N_AGAINST_LLAMA_CPP)
     ours = every_logit(convert(source), tokens)
     theirs = every_logit(tmp_path / "m.gguf", tokens, device="cpu", n_context=len(tokens))

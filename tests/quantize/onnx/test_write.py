@@ -20,7 +20,6 @@ from medlite.formats.artifact import open_artifact
 from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME
 from medlite.formats.receipt import ONNX_RECEIPT_NAME
 from quantize.match import match_checkpoint
-from quantize.onnx.folder import onnx_output
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
@@ -37,7 +36,6 @@ from quantize.source.checkpoint import open_checkpoint
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.stream.writer import WriteSettings
-from quantize.onnx.folder import onnx_output
 from quantize.stream.writer import write
 folder, limit, signal_number = sys.argv[1:]
 seen = 0
@@ -47,13 +45,13 @@ def on_bytes(n):
     if seen > int(limit):
         os.kill(os.getpid(), int(signal_number))
 plan = plan_onnx(match_checkpoint(open_checkpoint(Path(folder))), ONNX_RECIPES["q4m"], block=32)
-write([onnx_output(plan, Path(folder) / "out")], WriteSettings(n_threads=2, on_bytes=on_bytes))
+write([plan.output(Path(folder) / "out")], WriteSettings(n_threads=2, on_bytes=on_bytes))
 """
 
 
 def convert(folder: Path, recipe: str = "q4m", **settings: object) -> Written:
     plan = plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES[recipe], block=32)
-    return write([onnx_output(plan, folder / "out")], WriteSettings(**settings))[0]  # type: ignore[arg-type]
+    return write([plan.output(folder / "out")], WriteSettings(**settings))[0]  # type: ignore[arg-type]
 
 
 def run_until_killed(folder: Path, limit: int, signal_number: int = 9) -> None:

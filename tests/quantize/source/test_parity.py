@@ -11,7 +11,6 @@ from medlite.formats.chat_template import ChatTemplate, Message
 from medlite.formats.gguf import Kind, Value
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
 from quantize.source.parity import (
@@ -49,7 +48,7 @@ def test_every_family_reads_text_as_its_checkpoint_does(family: str, tmp_path: P
 def test_a_written_artifact_is_checked_as_its_plan_is(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
-    write([gguf_output(plan, tmp_path / "m.gguf")])
+    write([plan.output(tmp_path / "m.gguf")])
     assert check_tokenizer(tmp_path / "m.gguf", SourceFiles(folder)) == check_metadata(
         plan.metadata, SourceFiles(folder)
     )

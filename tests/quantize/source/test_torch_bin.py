@@ -14,7 +14,6 @@ import pytest
 from medlite.errors import CheckpointError, MissingExtraError
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.gguf.write import gguf_output
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.stream.writer import write
@@ -55,7 +54,7 @@ def to_bin(folder: Path, n_shards: int = 1, **options: Any) -> dict[str, Any]:
 
 
 def convert(folder: Path, target: Path) -> None:
-    write([gguf_output(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"]), target)])
+    write([plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q4_K_M"]).output(target)])
 
 
 @with_torch

@@ -29,7 +29,6 @@ from medlite.engines.ort import session as ort_session  # noqa: E402
 from medlite.errors import ArtifactError, ContextError, DeviceError, EngineError, MemoryShortError, MissingExtraError  # noqa: E402
 from medlite.formats.onnx_folder import DATA_NAME, FACTS_NAME, MODEL_NAME, read_onnx_facts  # noqa: E402
 from quantize.match import match_checkpoint  # noqa: E402
-from quantize.onnx.folder import onnx_output  # noqa: E402
 from quantize.onnx.plan import plan_onnx  # noqa: E402
 from quantize.onnx.recipes import ONNX_RECIPES  # noqa: E402
 from quantize.source.checkpoint import open_checkpoint  # noqa: E402
@@ -44,7 +43,7 @@ N_CONTEXT = 512
 
 def convert(source: Path, target: Path, recipe: str = "q4m", device: str = "cpu") -> Path:
     plan = plan_onnx(match_checkpoint(open_checkpoint(source)), ONNX_RECIPES[recipe], block=32, device=device)
-    write([onnx_output(plan, target)])
+    write([plan.output(target)])
     return target
 
 
