@@ -1,14 +1,13 @@
 """The options that decide what is asked and how; run and sweep share them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.params import context_option, device_option, engine_option, threads_option
+from medlite.cli.params import context_option, device_option, engine_option, grouped, threads_option
 from medlite.errors import TaskError
 
 if TYPE_CHECKING:
@@ -145,15 +144,4 @@ def asking_options(*, servers: bool) -> Callable[[Callable[..., None]], Callable
         "Default: by the artifact's format. torch: the checkpoint folder itself, the full-precision reference.",
         servers=servers,
     )
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def gathered(**values: Any) -> None:
-            command(asking=Asking(**{field.name: values.pop(field.name) for field in fields(Asking)}), **values)
-
-        decorated = gathered
-        for option in reversed((*OPTIONS, engine)):
-            decorated = option(decorated)
-        return decorated
-
-    return add
+    return grouped("asking", Asking, *OPTIONS, engine)
