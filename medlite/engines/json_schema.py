@@ -39,7 +39,12 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
 }
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 # fmt: on
-NOT_ECMA = re.compile(r"&&|--|~~|\[\[|\\[Azpx<>]|\(\?(?!:)")  # Rust's regular expressions read these otherwise
+# What Rust's regular expressions read otherwise than ECMA's: set operations, "]" first or "[" in brackets, flags and
+# names, and most escapes of letters.
+NOT_ECMA = re.compile(
+    r"&&|--|~~|\[\^?\]|\[(?:[^\]\\]|\\.)*\[|\(\?(?!:)"
+    r"|\\(?![dDwWsStnrfv]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|[^A-Za-z0-9<>])"
+)
 ANY = {"$ref": "#/$defs/any"}
 
 
@@ -50,10 +55,9 @@ def lark_from_json_schema(schema: Any) -> str:
     """
     try:
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+        whole = _Checked(schema).whole
     except ValueError as error:
         raise _fail("#", f"is no JSON: {error}") from None
-    try:
-        whole = _Checked(schema).whole
     except RecursionError:
         raise _fail("#", "nested too deeply") from None
     checked = {**whole, "x-guidance": {"whitespace_pattern": WHITESPACE}}
@@ -108,11 +112,7 @@ class _Checked:
             if keyword in schema:
                 _check_alone(schema, keyword, place)
                 return build(schema, place)
-        kinds = schema.get("type") or _implied_kinds(schema)
-        kinds = kinds if isinstance(kinds, list) else [kinds]
-        for kind in kinds:
-            if kind not in KEYWORDS:
-                raise _fail(place, f"unknown type {kind!r}", f"one of {', '.join(KINDS)}")
+        kinds = _stated_kinds(schema, place) if "type" in schema else _implied_kinds(schema)
         _check_keywords(schema, place)
         if not kinds:
             return dict(ANY)
@@ -174,11 +174,12 @@ class _Checked:
         options = schema[keyword]
         if not isinstance(options, list) or not 0 < len(options) <= MOST_ALTERNATIVES:
             raise _fail(place, f"{keyword} must be a list of 1 to {MOST_ALTERNATIVES} schemas")
+        union = {"anyOf": [self.schema(option, f"{place}/{keyword}/{i}") for i, option in enumerate(options)]}
         if keyword == "oneOf":  # llguidance takes it where the kinds, values or a property tell all options apart
             places = {name: self._document[name] for name in ("$defs", "definitions") if name in self._document}
             if LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema({"oneOf": options, **places})):
                 raise _fail(place, "values may match two schemas of oneOf", "anyOf, if that is meant")
-        return {"anyOf": [self.schema(option, f"{place}/{keyword}/{i}") for i, option in enumerate(options)]}
+        return union
 
     def _all(self, schema: Mapping[str, Any], place: str) -> dict[str, Any]:
         options = schema["allOf"]
@@ -201,7 +202,7 @@ class _Checked:
         found: Any = self._document
         for step in filter(None, target[1:].split("/")):
             step = unquote(step).replace("~1", "/").replace("~0", "~")
-            index = int(step) if isinstance(found, list) and step.isdigit() else step
+            index = int(step) if isinstance(found, list) and step.isdecimal() else step
             try:
                 found = found[index]
             except (KeyError, IndexError, TypeError):
@@ -278,13 +279,12 @@ def _enum(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
     values = schema["enum"] if "enum" in schema else [schema["const"]]
     if not isinstance(values, list) or not 0 < len(values) <= MOST_ALTERNATIVES:
         raise _fail(place, f"enum must be a list of 1 to {MOST_ALTERNATIVES} values")
-    kinds = schema.get("type")
-    kinds = kinds if isinstance(kinds, list) or kinds is None else [kinds]
-    fitting = [value for value in values if kinds is None or any(_is_kind(value, kind) for kind in kinds)]
+    for value in values:
+        _check_short(value, place)
+    kinds = _stated_kinds(schema, place) if "type" in schema else KINDS
+    fitting = [value for value in values if any(_is_kind(value, kind) for kind in kinds)]
     if not fitting:
         raise _fail(place, "no value of enum has the type")
-    for value in fitting:
-        _check_short(value, place)
     return {"enum": fitting}
 
 
@@ -312,6 +312,14 @@ def _ends(schema: Mapping[str, Any], ending: set[str]) -> bool:
         if n_least > len(needed) and schema["items"]:
             needed.append(schema["items"])
     return all(_ends(one, ending) for one in needed)
+
+
+def _stated_kinds(schema: Mapping[str, Any], place: str) -> list[str]:
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    for kind in kinds or [[]]:
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise _fail(place, f"unknown type {kind!r}", f"one of {', '.join(KINDS)}")
+    return kinds
 
 
 def _implied_kinds(schema: Mapping[str, Any]) -> list[str]:

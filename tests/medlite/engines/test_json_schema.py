@@ -78,6 +78,29 @@ BAD: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": "(?=a)b"}, r"#: pattern: \(\? cannot be promised"),
     ({"type": "string", "pattern": "[a&&b]"}, "#: pattern: && cannot be promised"),
     ({"type": "string", "pattern": "[a"}, "#: error: unclosed character class"),
+    *(
+        ({"type": "string", "pattern": pattern}, "#: pattern: .* cannot be promised")
+        for pattern in (
+            r"\Aa",
+            r"(?i)a",
+            r"[a[b]]",
+            r"[]a]",
+            r"[^]]",
+            r"\x{41}",
+            r"\p{L}",
+            r"(?<year>\d)",
+            r"\<a",
+            "a\\",
+        )
+    ),
+    ({"type": [["string"]]}, "unknown type"),
+    ({"type": []}, r"unknown type \[\]"),
+    ({"const": 10**400, "type": "integer"}, "more than 15 digits"),
+    ({"$ref": "#/prefixItems/²", "prefixItems": []}, "beside"),
+    ({"items": {"$ref": "#/prefixItems/²"}, "prefixItems": [True]}, "there is no '²'"),
+    ({"oneOf": [{"enum": [1]}, {"enum": [1.0]}]}, "may match two"),
+    ({"oneOf": [{"type": "string", "format": "iri"}, {"type": "null"}]}, "#/oneOf/0: format 'iri'"),
+    ({"type": "array", "items": False, "minItems": 1}, "Unsatisfiable"),
     ({"type": "string", "format": "unknown"}, "#: format 'unknown' cannot be promised"),
     ({"enum": [1, {"a": [1e300]}]}, "more than 15 digits"),
     (
