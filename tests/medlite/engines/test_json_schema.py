@@ -18,7 +18,7 @@ from medlite.cli import cli
 from medlite.engines import open_engine
 from medlite.engines.engine import GenerationSettings, OpenSettings
 from medlite.engines.gbnf import lark_from_gbnf
-from medlite.engines.grammar import Grammar, TokenTable
+from medlite.engines.grammar import Grammar, TokenTable, token_table
 from medlite.engines.json_schema import lark_from_json_schema
 from medlite.engines.llamacpp.engine import LlamaCppEngine
 from medlite.errors import EngineError
@@ -244,7 +244,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> TokenTable:
     with open_vocabulary(write_tiny_gguf(tmp_path_factory.mktemp("words") / "tiny.gguf")) as words:
         pieces = [words.piece(token) for token in range(words.n_tokens)]
         ends = {token for token in range(words.n_tokens) if words.is_end(token)}
-    return TokenTable(len(pieces), pieces.__getitem__, ends.__contains__)
+    return token_table(len(pieces), pieces.__getitem__, ends.__contains__)
 
 
 def takes(table: TokenTable, schema: Any, text: str) -> bool:
