@@ -169,18 +169,22 @@ def pull(remote: RemoteRepository, on_bytes: Callable[[int], None] | None = None
 
     Small files come first, so a refusal costs nothing. The first is asked for by the revision's name, even if it is
     here: so the cache learns which commit the name means, and offline the name is enough. on_bytes hears what arrived
-    since its last call, and what an earlier run had left. Raises CheckpointError if the hub refuses, breaks off, or
-    sends other bytes.
+    since its last call, and what an earlier run had left; without it huggingface_hub draws its own bars.
+
+    Raises CheckpointError if there is nothing to bring, and if the hub refuses, breaks off, or sends other bytes.
     """
+    if not remote.files:
+        raise CheckpointError(f"{remote.name}: holds no file of a checkpoint")
     check_space(remote)
-    first, missing = remote.files[0], remote.missing
-    folder = _ask(remote, first, remote.revision).parents[first.name.count("/")] if first not in missing else None
-    for file in missing:
-        revision = remote.revision if file is first else remote.commit
-        path = _download(remote, file, revision, on_bytes or (lambda n: None))
-        folder = folder or path.parents[file.name.count("/")]
-    if folder is None or folder.name != remote.commit:
+    first, *rest = remote.files
+    known = _is_cached(remote, first)
+    path = _ask(remote, first, remote.revision) if known else _download(remote, first, remote.revision, on_bytes)
+    folder = path.parents[first.name.count("/")]
+    if folder.name != remote.commit:
         raise CheckpointError(f"{remote.name}: {remote.revision} moved while it was looked at", hint="run again")
+    for file in rest:
+        if not _is_cached(remote, file):
+            _download(remote, file, remote.commit, on_bytes)
     return folder
 
 
@@ -191,11 +195,22 @@ def _ask(remote: RemoteRepository, file: RemoteFile, revision: str, **options: A
         return Path(hf_hub_download(remote.name, file.name, revision=revision, **options))
 
 
-def _download(remote: RemoteRepository, file: RemoteFile, revision: str, on_bytes: Callable[[int], None]) -> Path:
+def _download(
+    remote: RemoteRepository, file: RemoteFile, revision: str, on_bytes: Callable[[int], None] | None
+) -> Path:
     """One file, resumed where a run left it, then its size and checksum compared."""
-    ticker = _ticker(on_bytes)
-    path = _ask(remote, file, revision, tqdm_class=ticker)
-    on_bytes(max(0, file.n_bytes - ticker.n_heard))
+    if on_bytes is None:
+        path = _ask(remote, file, revision)
+    else:
+        ticker = _ticker(on_bytes)
+        path = _ask(remote, file, revision, tqdm_class=ticker)
+        on_bytes(max(0, file.n_bytes - ticker.n_heard))
+    _check_arrived(remote, file, path)
+    return path
+
+
+def _check_arrived(remote: RemoteRepository, file: RemoteFile, path: Path) -> None:
+    """Compare size and checksum. Raises CheckpointError for other bytes than the hub's, and removes them."""
     found = path.stat().st_size
     wrong = (
         f"{found} bytes, the hub announced {file.n_bytes}"
@@ -210,7 +225,6 @@ def _download(remote: RemoteRepository, file: RemoteFile, revision: str, on_byte
         raise CheckpointError(
             f"{remote.name}: {file.name} arrived damaged: {wrong}", hint="it was removed; run again to download it anew"
         )
-    return path
 
 
 def _ticker(on_bytes: Callable[[int], None]) -> Any:
@@ -238,17 +252,14 @@ def _is_cached(remote: RemoteRepository, file: RemoteFile) -> bool:
 
 
 def download_checkpoint(repository: str, revision: str | None, *, offline: bool) -> Path:
-    """The local snapshot of a checkpoint; disk is checked first. huggingface_hub shows progress."""
+    """The local snapshot of a checkpoint, downloaded if need be; huggingface_hub shows progress."""
     from huggingface_hub import snapshot_download
 
-    offline = offline or is_offline()
     patterns = [*CHECKPOINT_FILES, *PICKLED_FILES]
-    if not offline:
-        remote = checkpoint_of(list_repository(repository, revision, patterns))
-        check_space(remote)
-        patterns = [file.name for file in remote.files]
-    with _hub_errors(repository, revision, offline=offline):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=offline))
+    if not (offline or is_offline()):
+        return pull(checkpoint_of(list_repository(repository, revision, patterns)))
+    with _hub_errors(repository, revision, offline=True):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=True))
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------

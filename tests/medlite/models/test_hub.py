@@ -93,6 +93,17 @@ def test_other_bytes_than_the_hub_announced_are_removed_and_refused(tmp_path: Pa
         assert not list((tmp_path / "hf").rglob("model.safetensors"))
 
 
+def test_a_download_before_a_conversion_is_compared_with_the_hub_s_checksums(tmp_path: Path) -> None:
+    """The receipt takes a shard's SHA-256 from the cache, which names the file as the hub announced it."""
+    with serve(FakeHub(FILES, damaged="model.safetensors")) as hub:
+        refused = medlite(tmp_path, hub, "quantize", "org/model")
+        assert refused.returncode == 1
+        assert "model.safetensors arrived damaged: its checksum is not the hub's" in refused.stderr
+        assert not list((tmp_path / "hf").rglob("model.safetensors"))
+    with serve(FakeHub({"vision.png": b"png"})) as hub:
+        assert "org/model: holds no file of a checkpoint" in medlite(tmp_path, hub, "quantize", "org/model").stderr
+
+
 def test_a_gated_model_says_which_page_to_accept(tmp_path: Path) -> None:
     with serve(FakeHub(FILES, gated=True, repository="meta-llama/Llama-3.2-1B-Instruct")) as hub:
         refused = medlite(tmp_path, hub, "pull", "llama3.2-1b-instruct")
