@@ -64,6 +64,18 @@ def test_what_cannot_be_answered_is_said(tmp_path: Path, arguments: list[str], c
     assert "Traceback" not in answer.stderr
 
 
+def test_memory_is_predicted_where_llama_cpp_does_not_load() -> None:
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None; sys.argv = ['medlite', 'fit', 'llama3-8b', '--json']; "
+        "from medlite.cli import main; main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    recipes = json.loads(answer.stdout)["recipes"]
+    assert all(one["contexts"][0]["needed_bytes"] > 0 for one in recipes)
+    assert {one["decode_tokens_per_second"] for one in recipes} == {None}
+
+
 def test_the_table_stays_within_eighty_columns() -> None:
     for name in ("llama3.1-70b-instruct", "medpsy-4b"):
         answer = CliRunner().invoke(fit.command, [name, "--memory", "24GB"], env={"COLUMNS": "80"})

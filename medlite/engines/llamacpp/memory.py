@@ -7,6 +7,7 @@ buffers. The estimate is made before the load, so that a load that cannot succee
 from dataclasses import dataclass
 from typing import Any
 
+from medlite.devices import cpu_features
 from medlite.errors import EngineError, MemoryShortError
 from medlite.files import format_bytes
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo
@@ -83,6 +84,10 @@ def read_shape(header: Header) -> ModelShape:
     head_k = _per_layer(header.get(f"{architecture}.attention.key_length"), n_layer, n_embd // max(n_head[0], 1))
     head_v = _per_layer(header.get(f"{architecture}.attention.value_length"), n_layer, n_embd // max(n_head[0], 1))
     tokens = header.get("tokenizer.ggml.tokens", [])
+    try:
+        features = kernel_features()
+    except EngineError:  # no runtime loads here; a prediction needs none
+        features = cpu_features()
     return ModelShape(
         n_layer=n_layer,
         n_embd=n_embd,
@@ -93,7 +98,7 @@ def read_shape(header: Header) -> ModelShape:
         kv_weights=tuple((h * k, h * v) for h, k, v in zip(n_head_kv, head_k, head_v, strict=True)),
         n_weight_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         n_output_bytes=sum(t.n_bytes for t in header.tensors if not t.name.startswith("blk.")),
-        n_repacked_bytes=sum(t.n_bytes for t in header.tensors if is_repacked(t, kernel_features())),
+        n_repacked_bytes=sum(t.n_bytes for t in header.tensors if is_repacked(t, features)),
     )
 
 
