@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
 from medlite import errors
 from medlite.errors import EngineError, MedliteError
+from medlite.formats.json import decode_json
 
 STDERR_LINES_SHOWN = 5
 STOP_SECONDS = 10
@@ -47,17 +48,13 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     result: msgspec.Raw
 
 
+Answer: Any = Progress | Failed | Done  # a type for the decoder, which mypy does not call one
 OnProgress = Callable[[Progress], None]
 
 
 def encode(value: object) -> bytes:
     """`value` as one line of JSON, paths as text."""
     return msgspec.json.encode(value, enc_hook=str)
-
-
-def decode(line: bytes, kind: type[Request]) -> Request:
-    """The reverse of `encode`. Parent and child run the same code: ValidationError here is a defect of it."""
-    return msgspec.json.decode(line, type=kind, dec_hook=lambda wanted, value: wanted(value))
 
 
 # --- the parent's end ------------------------------------------------------------------------------------------------
@@ -83,7 +80,7 @@ def ask_child(request: object, worker: str, on_progress: OnProgress | None = Non
             child.stdin.write(encode(request) + b"\n")
             child.stdin.flush()
             for line in child.stdout:
-                match msgspec.json.decode(line, type=Progress | Failed | Done):
+                match decode_json(line, Answer, EngineError, where="the measuring process"):
                     case Progress() as progress:
                         if on_progress:
                             on_progress(progress)
@@ -178,7 +175,7 @@ class Reporter:
 
 def answer_parent(kind: type[Request], work: Callable[[Request, Reporter], object]) -> None:
     """Read the request, free stdout from whatever native code prints, do the work. A MedliteError becomes an answer."""
-    request = decode(sys.stdin.buffer.readline(), kind)
+    request = decode_json(sys.stdin.buffer.readline(), kind, EngineError, where="the request")
     reporter = Reporter(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
     try:

@@ -1,10 +1,11 @@
 """Scoring by what the model replies, under the chat protocol (`bench.ask.chat_protocol`)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from bench.ask.chat_protocol import parse_reply
 from bench.ask.question import Prompt, Sample
-from bench.score.scoring import OK, TRUNCATED, UNPARSED, ScoredSample, unanswered
+from bench.score.scoring import TRUNCATED, UNPARSED, ScoredSample, answered, unanswered
 from medlite.engines.engine import Engine, GenerationSettings
 
 
@@ -21,18 +22,4 @@ def score_chat(engine: Engine, items: Sequence[tuple[Sample, Prompt]], *, reply_
         if prediction is None:
             yield unanswered(sample, prompt, UNPARSED, len(tokens), text)
             continue
-        yield ScoredSample(
-            id=sample.id,
-            prompt_sha256=prompt.sha256,
-            cluster=sample.cluster,
-            subject=sample.subject,
-            option_log_probabilities=(),
-            prediction=prediction,
-            answer=sample.answer,
-            status=OK,
-            n_prompt_tokens=len(tokens),
-            true_options=sample.true_options,
-            text=text,
-            question=sample.question,
-            options=sample.options,
-        )
+        yield replace(answered(sample, prompt, len(tokens), prediction), text=text)

@@ -7,7 +7,7 @@ Departure: the harness cuts a prompt that does not fit from the left and scores 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,21 +170,21 @@ def score_samples(
             float(sum(rows[plan.request_of[i]][row, token] for row, token in enumerate(continuation)))
             for i, continuation in enumerate(tokens.continuations)
         )
-        yield ScoredSample(
-            id=sample.id,
-            prompt_sha256=prompt.sha256,
-            cluster=sample.cluster,
-            subject=sample.subject,
-            option_log_probabilities=sums,
-            prediction=predict(sums, prompt.lengths),
-            answer=sample.answer,
-            status=OK,
-            n_prompt_tokens=len(tokens.context),
-            true_options=sample.true_options,
+        yield replace(
+            answered(sample, prompt, len(tokens.context), predict(sums, prompt.lengths), sums),
             distribution=compact(rows[0][0], max_tokens),
-            question=sample.question,
-            options=sample.options,
         )
+
+
+def answered(
+    sample: Sample, prompt: Prompt, n_prompt_tokens: int, prediction: int, log_probabilities: Sequence[float] = ()
+) -> ScoredSample:
+    """A sample whose option `prediction` was chosen. log_probabilities: nats of each option, where they are known."""
+    return replace(
+        unanswered(sample, prompt, OK, n_prompt_tokens),
+        prediction=prediction,
+        option_log_probabilities=tuple(log_probabilities),
+    )
 
 
 def unanswered(sample: Sample, prompt: Prompt, status: str, n_prompt_tokens: int, text: str = "") -> ScoredSample:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bench.ask.question import Prompt, Sample
 from bench.score.chat import score_chat
-from bench.score.scoring import FAILED, OK, TRUNCATED, ScoredSample, encode, predict, score_samples, unanswered
+from bench.score.scoring import FAILED, TRUNCATED, ScoredSample, answered, encode, predict, score_samples, unanswered
 from bench.settings import RunSettings
 from medlite.engines.engine import AnswersEngine, LogitsEngine
 from medlite.errors import ContextError, RefusedError
@@ -46,17 +46,4 @@ def score_one(engine: AnswersEngine, item: Item, settings: RunSettings) -> Score
         return unanswered(sample, prompt, TRUNCATED, 0, str(error))
     except RefusedError as error:
         return unanswered(sample, prompt, FAILED, 0, str(error))
-    return ScoredSample(
-        id=sample.id,
-        prompt_sha256=prompt.sha256,
-        cluster=sample.cluster,
-        subject=sample.subject,
-        option_log_probabilities=tuple(sums),
-        prediction=predict(sums, prompt.lengths),
-        answer=sample.answer,
-        status=OK,
-        n_prompt_tokens=n_tokens,
-        true_options=sample.true_options,
-        question=sample.question,
-        options=sample.options,
-    )
+    return answered(sample, prompt, n_tokens, predict(sums, prompt.lengths), sums)

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.run.child import OnProgress, ask_child, decode
+from bench.run.child import OnProgress, ask_child
 from bench.settings import RunSettings
 from bench.text.distance import TextDistance
 from bench.text.perplexity import TextScore
+from medlite.errors import EngineError
+from medlite.formats.json import decode_json
 
 WORKER = "bench.text.worker"
 
@@ -36,4 +38,5 @@ class TextResult:
 
 def run_text(request: TextRequest, on_progress: OnProgress | None = None) -> TextResult:
     """The score of one artifact on a text file, in a fresh Python process. Errors of the child are raised here."""
-    return decode(ask_child(request, WORKER, on_progress), TextResult)
+    result = ask_child(request, WORKER, on_progress)
+    return decode_json(result, TextResult, EngineError, where="the measuring process")

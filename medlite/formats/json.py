@@ -74,7 +74,7 @@ def decode_json(
     try:
         if isinstance(raw, bytes):
             raw.decode()  # msgspec skips over what the type does not ask for, this does not
-        value = msgspec.json.decode(raw, type=expected)
+        value = msgspec.json.decode(raw, type=expected, dec_hook=_path)
         if unique_keys:
             _check_unique_keys(bytes(raw) if isinstance(raw, msgspec.Raw) else raw)
     except UnicodeError as cause:
@@ -98,6 +98,11 @@ def convert_value(
         return msgspec.convert(value, expected)
     except msgspec.ValidationError as cause:
         raise error(f"{where}: {_place(cause)}", hint) from cause
+
+
+def _path(expected: type, value: Any) -> Any:
+    """A path, which JSON has as text. What fits no type beyond msgspec's own is refused by msgspec afterwards."""
+    return Path(value) if expected is Path and isinstance(value, str) else value
 
 
 class _DuplicateKeyError(ValueError):

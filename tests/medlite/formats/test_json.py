@@ -159,3 +159,14 @@ def test_any_bytes_are_a_value_or_the_callers_error(raw: bytes) -> None:
     for whole in (raw, b'{"n": 1, "x": "' + raw + b'"}', struct.pack("<Q", len(raw)) + raw):
         with suppress(CheckpointError):
             assert decode_json(whole, Whole, CheckpointError, where="x", unique_keys=True).n == 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    path: Path | None = None
+
+
+def test_a_path_is_text_and_nothing_else() -> None:
+    assert decode_json(b'{"path": "a/b"}', Placed, CheckpointError, where="here") == Placed(Path("a/b"))
+    with pytest.raises(CheckpointError, match="here: path: expected Path, found int"):
+        decode_json(b'{"path": 3}', Placed, CheckpointError, where="here")
