@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
+from medlite.files import file_sha256
 from medlite.formats.json import read_json
 from medlite.formats.safetensors import SourceTensor, read_safetensors_header
 from quantize.source.torch_bin import read_torch_header
@@ -28,6 +29,7 @@ class SourceFiles:
         self.folder = folder
         self._objects: dict[str, dict[str, Any]] = {}
         self._texts: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -53,6 +55,12 @@ class SourceFiles:
             except (OSError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{self.path(name)}: {error}") from error
         return self._texts[name]
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of the file's bytes, hex, for the receipts of all artifacts."""
+        if name not in self._hashes:
+            self._hashes[name] = file_sha256(self.path(name))
+        return self._hashes[name]
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def source_facts(checkpoint: Checkpoint, shard_hashes: Mapping[Path, str]) -> di
     return {
         "name": repository_or_folder(checkpoint.folder),
         "revision": snapshot.commit if snapshot else None,
-        "config_sha256": file_sha256(checkpoint.folder / "config.json"),
+        "config_sha256": checkpoint.files.sha256("config.json"),
         "shards": [
             {"name": shard.name, "n_bytes": shard.stat().st_size, "sha256": shard_hashes.get(shard)}
             for shard in checkpoint.shards
