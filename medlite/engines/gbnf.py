@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from medlite.errors import EngineError
 
 ROOT = "root"
-HEADER = (
-    '%llguidance {"no_forcing": true}\n'  # else a token that the grammar forces is chosen before the model is asked
-)
+HEADER = '%llguidance {"no_forcing": true}\n'  # else a forced text is cut into tokens by it, not by the model
 MOST_REPEATED = 2000
 MOST_NESTED = 64
 # llguidance overflows its stack where about 3,000 rules lead to each other, and works for seconds on 100,000 terminals.
