@@ -5,7 +5,7 @@ model = medlite.load("model.gguf")
 print(model.ask("What class of drug is metformin?"))
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from medlite.version import __version__
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenSettings", "__version__", "load", "open_engine"]
 
-# name -> the module that has it, imported when the name is first used: every `import medlite.x` runs this file.
-_LAZY = {"OpenSettings": "medlite.engines.engine", "load": "medlite.chat", "open_engine": "medlite.engines"}
+_HOMES = {"OpenSettings": "medlite.engines.engine", "load": "medlite.chat", "open_engine": "medlite.engines"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    """The public names, imported when they are asked for: every `import medlite.x` runs this file."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(import_module(_HOMES[name]), name)

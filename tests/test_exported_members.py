@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.places import ROOT
 
-# A function never bears the name of a package inside: Python binds both to one attribute.
+# A function never has the name of a module inside its package: Python binds both to one attribute.
 SURFACES = {
     "medlite": {"OpenSettings", "__version__", "load", "open_engine"},
     "quantize": {
@@ -32,7 +32,8 @@ def test_a_package_offers_what_its_list_says(name: str) -> None:
     assert package.__all__ == sorted(package.__all__)
     for member in package.__all__:
         assert getattr(package, member) is not None
-        assert not (ROOT / name / member).exists(), f"{name}.{member} is a package too"
+        for other in (ROOT / name / member, ROOT / name / f"{member}.py"):
+            assert not other.exists(), f"{name}.{member} is a module too"
 
 
 @pytest.mark.parametrize("name", SURFACES)
