@@ -153,7 +153,7 @@ class Output:
         return self.companions is not None
 
     @property
-    def parts(self) -> tuple[Path, ...]:
+    def part_paths(self) -> tuple[Path, ...]:
         """Where each file grows until it is whole."""
         if self.is_folder:
             return tuple(part_path(self.path) / path.name for path in self.paths)

@@ -118,7 +118,7 @@ def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
     for output in outputs:
         if output.is_folder:
             _check_folder(output.path, force=force)
-        for path, part, file in zip(output.paths, output.parts, output.files, strict=True):
+        for path, part, file in zip(output.paths, output.part_paths, output.files, strict=True):
             if not output.is_folder:
                 check_writable(path, force=force)
             held = part.stat().st_blocks * 512 if part.exists() else 0
@@ -154,7 +154,7 @@ class OutputWriter:
         if output.is_folder:
             part_path(output.path).mkdir(exist_ok=True)
         self.journal: Journal = open_journal(journal_path(output.path), fingerprint(output), restart=settings.restart)
-        for part, file in zip(output.parts, output.files, strict=True):
+        for part, file in zip(output.part_paths, output.files, strict=True):
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
             self._descriptors.append(descriptor)
             os.ftruncate(descriptor, file.n_bytes)
@@ -198,7 +198,7 @@ class OutputWriter:
 
     def finish(self, hasher: SourceHasher, parity: ParityReport | None) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
-        files = {path.name: part for path, part in zip(self.output.paths, self.output.parts, strict=True)}
+        files = {path.name: part for path, part in zip(self.output.paths, self.output.part_paths, strict=True)}
         if self.output.companions is not None:
             files |= self._add_companions(self.output.companions)
         with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
@@ -219,7 +219,7 @@ class OutputWriter:
         """Write the small files of a folder; what else an earlier run left there goes. Returns name -> file."""
         folder = part_path(self.output.path)
         for stray in folder.iterdir():
-            if stray not in self.output.parts:
+            if stray not in self.output.part_paths:
                 stray.unlink()
         for name, content in companions.items():
             if isinstance(content, Path):
@@ -245,7 +245,7 @@ class OutputWriter:
         return [digest.hexdigest() for digest in digests]
 
     def _check_headers(self) -> None:
-        for descriptor, part, file in zip(self._descriptors, self.output.parts, self.output.files, strict=True):
+        for descriptor, part, file in zip(self._descriptors, self.output.part_paths, self.output.files, strict=True):
             if os.pread(descriptor, len(file.header), 0) != file.header or part.stat().st_size != file.n_bytes:
                 raise ArtifactError(
                     f"{part}: its header reads back differently from what was written", hint=FAULTY_HINT
@@ -259,7 +259,7 @@ class OutputWriter:
             publish_folder(part_path(output.path), output.path)
         else:
             write_json_whole(receipt_path(output.path), receipt)
-            for part, path in zip(output.parts, output.paths, strict=True):
+            for part, path in zip(output.part_paths, output.paths, strict=True):
                 publish(part, path)
         self.journal.path.unlink()
         return Written(output, receipt, self.n_resumed_bytes)
@@ -271,7 +271,7 @@ class OutputWriter:
 
     def discard(self) -> None:
         """Remove the .part files and the journal."""
-        for part in self.output.parts:
+        for part in self.output.part_paths:
             part.unlink(missing_ok=True)
         if self.output.is_folder:
             shutil.rmtree(part_path(self.output.path), ignore_errors=True)

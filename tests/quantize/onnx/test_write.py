@@ -35,8 +35,7 @@ from quantize.match import match_checkpoint
 from quantize.source.checkpoint import open_checkpoint
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES
-from quantize.stream.writer import WriteSettings
-from quantize.stream.writer import write
+from quantize.stream.writer import WriteSettings, write
 folder, limit, signal_number = sys.argv[1:]
 seen = 0
 def on_bytes(n):
@@ -90,6 +89,27 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, signal_nu
     assert digests(folder / "out") == expected
     assert not part_path(folder / "out").exists()
     assert not journal_path(folder / "out").exists()
+
+
+def test_recipes_that_share_a_read_give_what_each_gives_alone(folder: Path) -> None:
+    model = match_checkpoint(open_checkpoint(folder))
+    plans = {name: plan_onnx(model, ONNX_RECIPES[name], block=32) for name in ("q8", "q4")}
+    written = write([plan.output(folder / name) for name, plan in plans.items()])
+    together = {one.output.recipe: digests(one.path) for one in written}
+    for name in plans:
+        convert(folder, name, force=True)
+        assert digests(folder / "out") == together[name]
+
+
+def test_what_an_older_run_left_in_the_folder_is_not_published(folder: Path) -> None:
+    convert(folder)
+    expected = digests(folder / "out")
+    (folder / "out").rename(folder / "whole")
+    run_until_killed(folder, 1_000_000)
+    (part_path(folder / "out") / "receipt.json.part").write_text("{")
+    convert(folder)
+    assert digests(folder / "out") == expected
+    assert verify_onnx(folder / "out").ok
 
 
 def test_a_lost_slab_is_written_again(folder: Path) -> None:
