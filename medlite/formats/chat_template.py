@@ -140,10 +140,14 @@ def special_tokens(metadata: Header | Mapping[str, Any]) -> dict[str, str]:
 
 
 def stated_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token, ... as text, as tokenizer_config.json states them: a text, or an added token's object."""
-    stated = {name: config.get(name) for name in TOKEN_KEYS}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in stated.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
+    """bos_token, ... as text, those that a tokenizer_config.json states."""
+    return {name: text for name in TOKEN_KEYS if (text := token_text(config.get(name))) is not None}
+
+
+def token_text(stated: Any) -> str | None:
+    """A token's text, from a plain string or from an added token's object."""
+    text = stated.get("content") if isinstance(stated, dict) else stated
+    return text if isinstance(text, str) else None
 
 
 def _environment(now: Callable[[], datetime.datetime]) -> Any:

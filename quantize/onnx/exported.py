@@ -1,13 +1,13 @@
 """The plan of an ONNX folder whose graph Optimum made: what medlite.json must say of it, and its tokenizer's files."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.chat_template import stated_tokens
+from medlite.formats.json import read_json
 from medlite.formats.safetensors import SourceTensor
 from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
 from quantize.onnx.folder import FLOATS, OnnxPlan, facts_file
@@ -98,12 +98,25 @@ def _facts(plan: OnnxPlan, files: Mapping[str, Path], graph: ExportedGraph, n_vo
     }
 
 
+@dataclass(frozen=True)
+class _AddedToken:
+    id: int
+    content: str
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """tokenizer.json, as far as an exported folder needs it."""
+
+    added_tokens: list[_AddedToken] | None = None
+
+
 def _end_tokens(checkpoint: Checkpoint, files: Mapping[str, Path], n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, and by its text."""
     found = stated_ends(checkpoint.config) | stated_ends(checkpoint.files.object_if_any("generation_config.json"))
     if TOKENIZER_NAME in files:
-        added = json.loads(files[TOKENIZER_NAME].read_text(encoding="utf-8")).get("added_tokens") or []
-        found |= {token["id"] for token in added if token.get("content") in END_TEXTS}
+        added = read_json(files[TOKENIZER_NAME], _Tokenizer, CheckpointError).added_tokens or []
+        found |= {token.id for token in added if token.content in END_TEXTS}
     return sorted(token for token in found if 0 <= token < n_vocab)
 
 

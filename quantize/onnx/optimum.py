@@ -5,7 +5,6 @@ in a process of the Python that has it. quantize.onnx.rewrite then makes the exp
 """
 
 import importlib.util
-import json
 import os
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medlite.errors import CheckpointError, MissingExtraError
+from medlite.formats.json import read_json
 from quantize.onnx import optimum_worker as optimum_guest
 
 # What the extra [optimum] pins too: releases that resolve together (optimum-onnx 0.1.0 wants optimum 2.1 and
@@ -54,7 +54,7 @@ def exported(source: Path, beside: Path, python: Path | None = None) -> Iterator
     with tempfile.TemporaryDirectory(dir=beside.resolve(), prefix=".optimum-") as name:
         folder = Path(name)
         _run_guest(source.resolve(), folder, python)
-        yield Export(folder, json.loads((folder / "versions.json").read_text(encoding="utf-8")))
+        yield Export(folder, read_json(folder / "versions.json", dict[str, str], CheckpointError))
 
 
 def has_optimum() -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medlite.errors import TokenizerError
+from medlite.formats.chat_template import token_text
 from medlite.formats.gguf import Kind, Value
 from quantize.source.checkpoint import SourceFiles
 
@@ -28,7 +29,7 @@ def special_tokens(files: SourceFiles, tokenizer: Mapping[str, Any] | None, n_vo
     """
     has_config = files.has("tokenizer_config.json")
     stated = files.object_if_any("tokenizer_config.json")
-    texts = {kind: text for kind in STATED_KINDS if (text := _text(stated.get(f"{kind}_token"))) is not None}
+    texts = {kind: text for kind in STATED_KINDS if (text := token_text(stated.get(f"{kind}_token"))) is not None}
     flags: dict[str, bool] = {}
     if tokenizer is not None:
         texts.setdefault("bos", texts.get("cls", ""))
@@ -45,12 +46,6 @@ def special_tokens(files: SourceFiles, tokenizer: Mapping[str, Any] | None, n_vo
         if kind in ("bos", "eos", "sep")
     }
     return result | _chat_templates(files, stated)
-
-
-def _text(stated: Any) -> str | None:
-    """A token's text, from a plain string or from an added token's object."""
-    text = stated.get("content") if isinstance(stated, dict) else stated
-    return text if isinstance(text, str) else None
 
 
 def _ids(
