@@ -102,16 +102,18 @@ def command(
 
 def model_path(model: str, engine: str, url: str) -> Path:
     """Where the model is; of one behind a server the name of its host, which is said aloud before anything is sent."""
-    from medlite.engines.server.http import parse_address
+    from medlite.engines import ENGINES, SERVER_ENGINES
+    from medlite.engines.server.address import parse_address
     from medlite.models.registry import resolve_model
 
     if not url:
-        if engine == "openai":
-            raise EngineError("the openai engine needs a server", hint="--url http://localhost:8080")
+        if engine in SERVER_ENGINES:
+            raise EngineError(f"the {engine} engine needs a server", hint="--url http://localhost:8080")
         if not model:
             raise click.UsageError("Missing argument 'MODEL'.")
-        return Path(model) if engine == "torch" else resolve_model(model)
-    if engine not in ("", "openai") or model:
+        opens = ENGINES[engine].opens if engine else ""
+        return Path(model) if opens == "checkpoint" else resolve_model(model)
+    if engine not in ("", *SERVER_ENGINES) or model:
         raise EngineError(
             f"--url names a server, {model or engine!r} names another model or engine",
             hint="--engine openai --url URL --model NAME-AT-THE-SERVER",

@@ -23,7 +23,8 @@ from medlite.engines.engine import (
     ServedModel,
 )
 from medlite.engines.requests import check_logits_request
-from medlite.engines.server.http import JsonClient, Reply, parse_address
+from medlite.engines.server.address import parse_address
+from medlite.engines.server.http import JsonClient, Reply
 from medlite.engines.server.replies import (
     LEAST_LOG_PROBABILITY,
     Completion,

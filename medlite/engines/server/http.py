@@ -1,70 +1,29 @@
 """JSON over HTTP to one host that the user named: no proxy, no redirect, no cookie, nothing to anybody else.
 
-A key is read from the environment (MEDLITE_API_KEY) and goes into the Authorization header only.
+A key is read from the environment (MEDLITE_API_KEY) and goes into the Authorization header only. urllib3 binds a socket
+to ::1 when it is imported, so only what asks a server imports this file.
 """
 
-import http.client
-import ipaddress
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry
+from urllib3.exceptions import HTTPError, InvalidHeader
+
+from medlite.engines.server.address import KEY_VARIABLE, Address
 from medlite.errors import ServerError
 
-KEY_VARIABLE = "MEDLITE_API_KEY"
 MAX_REPLY_BYTES = 256 << 20  # one distribution over 128,256 tokens is 11 MB of JSON
 TIMEOUT_SECONDS = 300.0  # of one request: a large prompt on a busy server takes minutes
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # before each further try
 LONGEST_WAIT_SECONDS = 120.0  # that a server may ask for with Retry-After
+MOST_IDLE = 256  # connections kept open between requests
 BUSY = (429, 502, 503, 504)  # worth another try; 503 is also llama-server while it loads
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens. prefix: what stands before /v1 in its paths. text: as the record shows it."""
-
-    scheme: str
-    host: str
-    port: int
-    prefix: str
-
-    @property
-    def text(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.prefix}"
-
-    @property
-    def is_this_machine(self) -> bool:
-        """Whether the name is localhost or a loopback address; no name is looked up."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-
-def parse_address(url: str) -> Address:
-    """The server that `url` names, with or without its /v1. Raises ServerError for what is no plain address."""
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        port = parts.port or {"https": 443}.get(parts.scheme, 80)
-    except ValueError as error:
-        raise ServerError(f"{url}: no address: {error}") from error
-    if parts.username or parts.password:
-        raise ServerError(
-            "the address holds a name or password, which would stand in the record",
-            hint=f"a key goes into the environment: {KEY_VARIABLE}=...",
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ServerError(f"{url}: no address of a server", hint="--url http://localhost:8080")
-    return Address(parts.scheme, parts.hostname, port, parts.path.rstrip("/").removesuffix("/v1"))
 
 
 @dataclass(frozen=True)
@@ -91,13 +50,13 @@ class JsonClient:
         self, address: Address, *, timeout_seconds: float = TIMEOUT_SECONDS, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.address = address
-        self._timeout, self._sleep = timeout_seconds, sleep
+        self._sleep = sleep
         self._key = os.environ.get(KEY_VARIABLE, "")
         if not self._key.isprintable() or not self._key.isascii():
             raise ServerError(f"{KEY_VARIABLE} holds characters that no header may hold")
         self._was_reached = False  # until then a refused connection is a wrong address, afterwards a restart
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
+        kind = HTTPSConnectionPool if address.scheme == "https" else HTTPConnectionPool
+        self._pool = kind(address.host, address.port, timeout=timeout_seconds, maxsize=MOST_IDLE)
 
     def get(self, path: str) -> Reply:
         """The reply to GET. Raises ServerError as `post` does."""
@@ -115,9 +74,10 @@ class JsonClient:
         for wait in (*WAITS_SECONDS, None):
             try:
                 reply, asked_wait = self._once(method, path, body)
-            except (OSError, http.client.HTTPException) as error:
-                trouble = f"{type(error).__name__}: {error}".rstrip(": ")
-                if isinstance(error, ConnectionRefusedError | socket.gaierror) and not self._was_reached:
+            except HTTPError as error:
+                cause = error.__cause__ or error  # the system's own words
+                trouble = f"{type(cause).__name__}: {cause}".rstrip(": ")
+                if isinstance(cause, ConnectionRefusedError | socket.gaierror) and not self._was_reached:
                     raise ServerError(
                         f"{self.address.text} cannot be reached: {trouble}",
                         hint="is the server running, and is this its address?",
@@ -136,29 +96,34 @@ class JsonClient:
         )
 
     def _once(self, method: str, path: str, body: bytes | None) -> tuple[Reply, float]:
-        """One request: the reply, and the seconds after which the server wants to be asked again."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        """One request: the reply, and the seconds after which the server wants to be asked again.
+
+        Retries are counted by the caller, since a reply that breaks off is worth one too.
+        """
+        headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "medlite"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        connection = self._take_connection()
+        url = f"{self.address.prefix}{path}"
+        answer = self._pool.urlopen(
+            method, url, body, headers, retries=False, redirect=False, preload_content=False, decode_content=False
+        )
         try:
-            connection.request(method, f"{self.address.prefix}{path}", body=body, headers=headers)
-            answer = connection.getresponse()
             raw = answer.read(MAX_REPLY_BYTES + 1)
+            if len(raw) > MAX_REPLY_BYTES:
+                raise ServerError(f"{self.address.text}{path}: a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
         except BaseException:
-            connection.close()
+            answer.close()
             raise
-        if len(raw) > MAX_REPLY_BYTES:
-            connection.close()
-            raise ServerError(f"{self.address.text}{path}: a reply of more than {MAX_REPLY_BYTES >> 20} MiB")
-        with self._lock:
-            self._idle.append(connection)
+        answer.release_conn()
         try:
             value = json.loads(raw)
         except (ValueError, RecursionError):
             value = None
-        asked = answer.headers.get("Retry-After") or ""
-        return Reply(answer.status, value), float(asked) if asked.isdecimal() else 0.0
+        try:
+            asked = Retry().get_retry_after(answer) or 0.0
+        except InvalidHeader:
+            asked = 0.0
+        return Reply(answer.status, value), asked
 
     def _checked(self, reply: Reply, path: str) -> Reply:
         where = f"{self.address.text}{path}"
@@ -174,16 +139,6 @@ class JsonClient:
             raise ServerError(f"{where}: the reply is no JSON object", hint="is this an OpenAI-compatible server?")
         return reply
 
-    def _take_connection(self) -> http.client.HTTPConnection:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
-        return kind(self.address.host, self.address.port, timeout=self._timeout)
-
     def close(self) -> None:
         """Close what is idle; requests that are under way close their own connection."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._pool.close()

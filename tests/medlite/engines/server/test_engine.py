@@ -20,8 +20,9 @@ from bench.settings import RunSettings, Server
 from bench.tasks import find_task
 from medlite.engines import open_server
 from medlite.engines.engine import AnswersEngine, LogitsEngine, OpenSettings
+from medlite.engines.server.address import KEY_VARIABLE, parse_address
 from medlite.engines.server.engine import OpenAIEngine, open_openai
-from medlite.engines.server.http import KEY_VARIABLE, WAITS_SECONDS, JsonClient, parse_address
+from medlite.engines.server.http import WAITS_SECONDS, JsonClient
 from medlite.errors import ServerError, TaskError
 from tests.helpers.bench_toys import make_items, make_sample
 from tests.helpers.fake_server import DIALECTS, FakeServer, serving
