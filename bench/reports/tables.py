@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
@@ -10,24 +10,11 @@ from numpy.typing import NDArray
 
 from bench.compare.calibration import Calibration, coverage_at_risk
 from bench.compare.compare import Comparison, Flip, accuracy, label
-from bench.compare.floor import NoiseFloor, within_floor
 from bench.compare.published import ATTAINABLE, EVIDENCES, Published
 from bench.compare.runs import POOLED, TaskComparison
 from bench.compare.safety import count_topics
-from bench.compare.verdict import NON_INFERIOR
-from bench.intervals import Interval, holm
-from bench.reports.content import (
-    NOTHING,
-    Evidence,
-    Table,
-    divergence_cells,
-    fine,
-    in_points,
-    number,
-    p_value,
-    points,
-    size,
-)
+from bench.intervals import Interval
+from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, number, points, size
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.score.scoring import ScoredSample
 from medlite.files import format_bytes
@@ -50,114 +37,6 @@ def tables_of(evidence: Evidence) -> list[Table]:
         means_table(evidence),
     ]
     return [table for table in tables if table]
-
-
-# --- the answer ------------------------------------------------------------------------------------------------------
-
-
-def verdict_table(one: TaskComparison, floor: NoiseFloor | None) -> Table:
-    """The first table: may this artifact stand in for the baseline?"""
-    adjusted = holm([c.mcnemar_p for c in one.comparisons])
-    rows = [(label(one.baseline), "baseline", points(accuracy(one.baseline), 100), *[NOTHING] * 7)]
-    for record, c, p in zip(one.candidates, one.comparisons, adjusted, strict=True):
-        needed = f"{c.verdict.n_needed:,}" if c.verdict.n_needed else NOTHING
-        rows.append(
-            (
-                c.candidate,
-                verdict_words(c, floor),
-                points(accuracy(record), 100),
-                points(c.loss_points, signed=True),
-                needed,
-                str(c.count("right_to_wrong")),
-                str(c.count("wrong_to_right")),
-                str(c.count("wrong_to_other_wrong")),
-                p_value(p),
-                str(sum(f.confident for f in c.flips if f.kind == "right_to_wrong")),
-            )
-        )
-    margin = margin_words(one) if one.comparisons else ""
-    note = (
-        "95 % intervals; loss in percentage points, positive where worse. Verdict at a margin of "
-        f"{margin}: non-inferior if the whole interval of the loss lies below it, inferior if above, "
-        "else inconclusive, and so many questions would decide. p: exact McNemar, Holm over the rows. Confident: "
-        "right answers lost that were no near-tie (baseline margin of at least 0.5 nats)."
-    )
-    if floor:
-        note += (
-            " Within noise: a loss no greater than the noise floor, which is the baseline against itself "
-            f"({', '.join(floor.differs_in) or 'nothing changed'}): {floor.loss_points:.2f} points, "
-            f"{floor.n_flips} flips."
-        )
-    columns = (
-        "artifact",
-        "verdict",
-        "accuracy %",
-        "loss, points",
-        "questions to decide",
-        "right→ wrong",
-        "wrong→ right",
-        "wrong→ other wrong",
-        "p",
-        "confident losses",
-    )
-    return Table("Verdict", columns, tuple(rows), note)
-
-
-def verdict_words(c: Comparison, floor: NoiseFloor | None) -> str:
-    """ "non-inferior", "inconclusive, within noise"."""
-    return c.verdict.kind + (", within noise" if within_floor(c, floor) else "")
-
-
-def overview_table(tasks: Sequence[TaskComparison], floors: Mapping[str, NoiseFloor]) -> Table | None:
-    """Verdict and loss of every artifact in every task; None where there is one task only."""
-    if len(tasks) < 2:
-        return None
-    rows = [
-        (
-            tasks[0].comparisons[i].candidate,
-            *(
-                f"{verdict_words(c, floors.get(one.task))}, {c.loss_points.value:+.1f}"
-                for one in tasks
-                for c in [one.comparisons[i]]
-            ),
-        )
-        for i in range(len(tasks[0].comparisons))
-    ]
-    return Table(
-        "All tasks",
-        ("artifact", *(one.task for one in tasks)),
-        tuple(rows),
-        "Verdict and loss in percentage points; intervals stand with each task.",
-    )
-
-
-def smallest_non_inferior(one: TaskComparison) -> str | None:
-    """The name of the smallest artifact that is non-inferior in this task; None if there is none."""
-    fitting = [
-        (record.artifact.n_bytes, c.candidate)
-        for record, c in zip(one.candidates, one.comparisons, strict=True)
-        if c.verdict.kind == NON_INFERIOR and record.artifact.n_bytes
-    ]
-    return min(fitting)[1] if fitting else None
-
-
-def answer_line(one: TaskComparison) -> str:
-    """What a reader who wants the smallest file takes from the verdicts, in a sentence."""
-    if not one.comparisons:
-        return ""
-    margin = margin_words(one)
-    name = smallest_non_inferior(one)
-    if name is None:
-        return f"No artifact is shown to be non-inferior at a margin of {margin} on these questions."
-    n_bytes = next(r.artifact.n_bytes for r in one.candidates if label(r) == name)
-    whole = one.baseline.artifact.n_bytes  # 0 of a model behind a server
-    share = f", {100 * n_bytes / whole:.0f} % of {label(one.baseline)}" if whole else ""
-    return f"Smallest artifact that is non-inferior at a margin of {margin}: {name}, {format_bytes(n_bytes)}{share}."
-
-
-def margin_words(one: TaskComparison) -> str:
-    """ "1 point"; "1 point and 2 points" where the runs declared different ones."""
-    return in_points([c.verdict.margin_points for c in one.comparisons])
 
 
 # --- what changed ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from bench.compare.safety import Marked
 from bench.reports.content import Report, Table, evidence_of, mood, turned
 from bench.reports.methods import method_lines
 from bench.reports.plots import Plot, all_plots
-from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
+from bench.reports.tables import published_table, tables_of
 from bench.reports.to_markdown import option
+from bench.reports.verdicts import answer_line, overview_table, verdict_table
 
 FOLDER = Path(__file__).parent
 # fmt: off

@@ -14,7 +14,8 @@ from bench.compare.safety import count_topics, marked_flips
 from bench.intervals import holm
 from bench.reports.content import Evidence, Report, evidence_of
 from bench.reports.front import file_bytes, memory_bytes, on_front
-from bench.reports.tables import constant_answer_share, mean_of_subjects, smallest_non_inferior
+from bench.reports.tables import constant_answer_share, mean_of_subjects
+from bench.reports.verdicts import smallest_non_inferior
 from bench.run.record import RunRecord
 from bench.settings import settings_to_json
 

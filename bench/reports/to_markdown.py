@@ -5,7 +5,8 @@ from bench.compare.published import published_beside
 from bench.compare.safety import Marked
 from bench.reports.content import Report, Table, evidence_of, turned
 from bench.reports.methods import method_lines
-from bench.reports.tables import answer_line, overview_table, published_table, tables_of, verdict_table
+from bench.reports.tables import published_table, tables_of
+from bench.reports.verdicts import answer_line, overview_table, verdict_table
 
 MOST_QUESTIONS = 20  # listed in full; the HTML report and the JSON have them all
 

@@ -10,7 +10,7 @@ from bench.compare.compare import accuracy, label
 from bench.compare.runs import TaskComparison
 from bench.intervals import Interval, holm
 from bench.reports.content import NOTHING, Report, Table, number, p_value, size
-from bench.reports.tables import answer_line, verdict_words
+from bench.reports.verdicts import answer_line, verdict_words
 from bench.run.record import RunRecord
 from bench.text.distance import QUANTILES, TextDistance
 from bench.text.perplexity import TextScore

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from bench.compare.runs import TaskComparison, compare_runs
 from bench.reports import tables as documents
+from bench.reports import verdicts
 from bench.reports.content import NOTHING, Report, Table, evidence_of, number
 from bench.reports.to_terminal import cost_table, memory, record_table, to_terminal, verdict_table
 from bench.run.record import RunRecord
@@ -115,7 +116,7 @@ def test_speed_cells(speed: float, cell: str) -> None:
 
 def test_a_table_of_the_documents_goes_on_below_where_it_is_too_wide() -> None:
     found = wide(141_000_000_000)
-    for table in (documents.verdict_table(found, None), *documents.tables_of(evidence_of(found, None))):
+    for table in (verdicts.verdict_table(found, None), *documents.tables_of(evidence_of(found, None))):
         lines = drawn(table).splitlines()
         assert max(map(len, lines)) <= 80
         numbers = {cell for row in table.rows for cell in row[1:] if cell[:1].isdigit()}

@@ -16,8 +16,8 @@ from bench.compare.runs import POOLED, compare_runs, pool, read_runs
 from bench.compare.safety import RULES, count_topics, marked_flips, matched_terms
 from bench.reports.content import Report
 from bench.reports.forms import REPORTS, render, report_form
-from bench.reports.tables import answer_line
 from bench.reports.to_json import summary_json
+from bench.reports.verdicts import answer_line
 from bench.run.record import RunRecord
 from bench.score.scoring import score_samples
 from medlite.errors import OutputError, RecordError
