@@ -7,6 +7,7 @@ with. Of a key that is given twice the last value counts, except with `unique_ke
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,7 +118,8 @@ def read_bytes(path: Path, error: type[MedliteError], hint: str | None, most_byt
     """The file's content. Raises `error` where it cannot be read, is missing, or has more than `most_bytes`."""
     try:
         with path.open("rb") as handle:
-            raw = handle.read(most_bytes + 1)
+            n_file_bytes = os.fstat(handle.fileno()).st_size or most_bytes  # a pipe has none
+            raw = handle.read(min(n_file_bytes, most_bytes) + 1)  # Python allocates what is asked for, not what comes
     except FileNotFoundError as cause:
         raise error(f"{path}: missing", hint) from cause
     except OSError as cause:
