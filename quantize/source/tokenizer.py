@@ -12,7 +12,7 @@ from typing import Any
 
 from medlite.errors import TokenizerError
 from medlite.formats.gguf import Kind, Value
-from quantize.source.checkpoint import SourceFiles
+from quantize.source.checkpoint import SourceFiles, read_json_object
 from quantize.source.sentencepiece import SentencePieceModel, read_sentencepiece
 from quantize.source.special_tokens import special_tokens
 
@@ -41,7 +41,8 @@ def vocabulary(files: SourceFiles, n_vocab: int, pre: str | None = None) -> dict
     TokenizerError where the tokenizer is of an unknown kind or does not fit the embeddings.
     """
     folder, json_path, model_path = files.folder, files.path("tokenizer.json"), files.path("tokenizer.model")
-    tokenizer = files.object("tokenizer.json") if files.has("tokenizer.json") else None
+    # Read past the cache of `files`: parsed, a large one takes 100 MB, which a conversion would hold to its end.
+    tokenizer = read_json_object(json_path) if json_path.is_file() else None
     if tokenizer is not None and not _is_sentencepiece(json_path, tokenizer):
         return {**_byte_level(json_path, tokenizer, n_vocab, pre), **special_tokens(files, tokenizer, n_vocab)}
     if pre is not None:
