@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medlite.cli import print_json
 from medlite.cli.params import SIZE, json_option, recipe_option, threads_option
 from medlite.errors import RecipeError
 
@@ -46,6 +45,15 @@ class Asked:
     offline: bool
     force: bool
     as_json: bool
+
+
+def show_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the recipe tables and exit, where --list-recipes was given."""
+    from medlite.cli.plans import list_recipes
+
+    if value:
+        list_recipes()
+        ctx.exit()
 
 
 @click.command(
@@ -110,7 +118,7 @@ A conversion that was interrupted continues when the same command is run again."
     is_eager=True,
     expose_value=False,
     help="List the recipes and exit.",
-    callback=lambda ctx, param, value: list_recipes(ctx) if value else None,
+    callback=show_recipes,
 )
 def command(**given: Any) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
@@ -118,6 +126,8 @@ def command(**given: Any) -> None:
     SOURCE is a folder with config.json, *.safetensors and a tokenizer, or a repository on the hub. The weights are
     read once and written once; no 16-bit copy is made. The bytes equal llama-quantize's.
     """
+    from medlite.cli.plans import show_plans, show_written
+
     asked = Asked(**given)
     refuse_options_of_the_other_format(asked)
     with onnx_outputs(asked) if asked.wanted_format == "onnx" else gguf_outputs(asked) as (outputs, settings):
@@ -327,154 +337,3 @@ def write_with_progress(outputs: "list[Output]", settings: "WriteSettings", *, q
             raise
     remember_folders(output.path for output in outputs)
     return written
-
-
-def encoding_word(output: "Output") -> str:
-    """What the format calls how a tensor is stored."""
-    return "storage" if output.is_folder else "type"
-
-
-def plan_json(output: "Output") -> dict[str, Any]:
-    """A plan as data: every tensor's type, size and reason."""
-    if output.is_folder:
-        own: dict[str, Any] = dict(output.facts)
-    else:
-        own = {"files": list(map(str, output.paths)), "notes": list(output.notes)}
-    return {
-        "path": str(output.path),
-        "recipe": output.recipe,
-        "n_bytes": output.n_bytes,
-        "n_params": output.n_params,
-        "bits_per_weight": output.bits_per_weight,
-        **own,
-        "tensors": [
-            {
-                "name": tensor.name,
-                "source": tensor.source.name if tensor.source else None,
-                encoding_word(output): tensor.encoding.name,
-                "shape": list(tensor.shape),
-                "n_bytes": tensor.n_bytes,
-                "reason": tensor.reason,
-            }
-            for tensor in output.tensors
-        ],
-        "ignored": dict(output.ignored),
-    }
-
-
-def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
-    """Print what would be written: every tensor, the files' exact size, of GGUF files the predicted time."""
-    from quantize.stream.predict import predict_seconds
-
-    seconds = None if outputs[0].is_folder else predict_seconds(outputs)
-    if as_json:
-        predicted = {} if seconds is None else {"predicted_seconds": seconds}
-        print_json({**predicted, "plans": list(map(plan_json, outputs))})
-        return
-    from rich.table import Table
-
-    from medlite.cli.display import stdout
-    from medlite.files import format_bytes
-
-    for output in outputs:
-        columns = ("tensor", encoding_word(output), "shape", "bytes", "why")
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-        table.columns[3].justify = "right"
-        for tensor in output.tensors:
-            table.add_row(
-                tensor.name,
-                tensor.encoding.name,
-                " x ".join(map(str, tensor.shape)),
-                f"{tensor.n_bytes:,}",
-                tensor.reason,
-            )
-        stdout.print(table)
-        for name, reason in output.ignored.items():
-            stdout.print(f"ignored: {name}: {reason}", style="dim")
-        size = f"{output.n_bytes:,} bytes ({format_bytes(output.n_bytes)})"
-        size += " and the tokenizer" if output.is_folder else ""
-        stdout.print(
-            f"[bold]{output.path}[/bold]: {size}, {output.bits_per_weight:.2f} bits per weight", soft_wrap=True
-        )
-    print_notes(outputs)
-    time = "" if seconds is None else f"about {seconds:.0f} s on this machine; "
-    stdout.print(f"{time}nothing was written")
-
-
-def print_notes(outputs: "list[Output]") -> None:
-    """Print what a user must know of the result, once."""
-    from medlite.cli.display import stdout
-
-    for note in dict.fromkeys(note for output in outputs for note in output.notes):
-        stdout.print(f"[yellow]note:[/yellow] {note}", soft_wrap=True)
-
-
-def written_json(one: "Written") -> dict[str, Any]:
-    """A finished artifact as data: where it is, and what its receipt sums up."""
-    from medlite.formats.receipt import receipt_path
-
-    keys = ["recipe", "n_params", "bits_per_weight", "files", "total"]
-    if one.output.is_folder:
-        where: dict[str, Any] = {"path": str(one.path)}
-        keys += ["block", "device"]
-    else:
-        where = {"paths": list(map(str, one.output.paths)), "receipt": str(receipt_path(one.output.path))}
-        keys.append("notes")
-    return {**where, "n_resumed_bytes": one.n_resumed_bytes, **{key: one.receipt[key] for key in keys}}
-
-
-def show_written(written: "list[Written]", *, as_json: bool) -> None:
-    """Print the artifacts with their size, bits per weight and error."""
-    if as_json:
-        print_json(list(map(written_json, written)))
-        return
-    from medlite.cli.display import stdout
-    from medlite.files import format_bytes
-
-    for one in written:
-        sqnr = one.receipt["total"].get("sqnr_db")
-        loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
-        resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
-        stdout.print(
-            f"[bold]{one.path}[/bold]  {format_bytes(one.output.n_bytes)}, "
-            f"{one.output.bits_per_weight:.2f} bits per weight{loss}{resumed}",
-            soft_wrap=True,
-        )
-    print_notes([one.output for one in written])
-    check = written[0].receipt.get("tokenizer_check") or {}
-    for what in (*check.get("mismatches", ()), *check.get("not_checked", ())):
-        stdout.print(f"[yellow]tokenizer:[/yellow] {what}", soft_wrap=True)
-    stdout.print(f"next: medlite chat {written[0].path}", style="dim", soft_wrap=True)
-
-
-def list_recipes(ctx: click.Context) -> None:
-    """Print the recipe table and exit."""
-    from rich.table import Table
-
-    from medlite.cli.display import stdout
-    from medlite.formats.gguf import GGML_TYPES
-    from quantize.gguf.recipes import RECIPES
-    from quantize.onnx.recipes import ONNX_RECIPES
-
-    table = Table("recipe", "default type", "bits", "exceptions", "imatrix", box=None, pad_edge=False)
-    for recipe in RECIPES.values():
-        kind = GGML_TYPES[recipe.default]
-        rules = ", ".join(dict.fromkeys(f"{rule.category} {rule.type}" for rule in recipe.rules))
-        table.add_row(
-            recipe.name,
-            kind.name,
-            f"{8 * kind.block_bytes / kind.block_weights:.2f}",
-            rules,
-            "needed" if recipe.needs_imatrix else "",
-        )
-    stdout.print(table)
-    onnx = Table("recipe", "bits", "exceptions", "with --format onnx", box=None, pad_edge=False)
-    for row in ONNX_RECIPES.values():
-        onnx.add_row(
-            row.name,
-            str(row.bits),
-            ", ".join([f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers),
-            row.summary,
-        )
-    stdout.print(onnx)
-    ctx.exit()
