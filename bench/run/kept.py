@@ -1,4 +1,4 @@
-"""A record of an earlier run that still stands, so that its questions need not be asked again."""
+"""A record of an earlier run that is still current, so that its questions need not be asked again."""
 
 from bench.ask.question import samples_sha256
 from bench.run.measure import chosen_samples

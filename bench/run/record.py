@@ -319,7 +319,7 @@ class _EndLine:
 
 
 def _exactly(raw: msgspec.Raw, expected: type[T], where: str) -> T:
-    """`raw` as the dataclass `expected`, with no key beside its own: a record of another version says more."""
+    """`raw` as the dataclass `expected`, with no other key: a record of another version says more."""
     unknown = decode_json(raw, dict[str, Any], RecordError, where=where).keys() - {
         one.name for one in fields(cast(Any, expected))
     }

@@ -53,7 +53,7 @@ def make_artifacts(
 def measure_artifact(
     path: Path, requests: Sequence["RunRequest"], datasets: Mapping[str, str], *, fresh: bool = False, quiet: bool
 ) -> dict[str, "RunRecord"]:
-    """The record of every request by the name of its task: the kept one where it still stands, else measured now.
+    """The record of every request by the name of its task: the kept one where it is current, else measured now.
 
     datasets: digest of the questions of each request.task, `bench.run.kept.questions_sha256`. fresh: none is kept.
     """
