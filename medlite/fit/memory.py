@@ -6,10 +6,10 @@ a loaded model.
 
 from dataclasses import dataclass
 
+from medlite.engines.context import RESERVE_BYTES
 from medlite.engines.engine import N_BATCH
 from medlite.engines.llamacpp.memory import (
     CELL_PADDING,
-    RESERVE_BYTES,
     MemoryEstimate,
     ModelShape,
     estimate,

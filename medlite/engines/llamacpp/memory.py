@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from medlite.devices import cpu_features
-from medlite.errors import EngineError, MemoryShortError
-from medlite.files import format_bytes
+from medlite.engines.context import RESERVE_BYTES, ContextNeeds
+from medlite.errors import EngineError
 from medlite.formats.gguf import GGML_TYPES, Header, TensorInfo
 from medlite.native import kernel_features
 
@@ -26,11 +26,7 @@ REPACKED_TYPES: dict[str, frozenset[str]] = {
 REPACK_ROWS = 8
 
 CELL_PADDING = 256  # llama-context.cpp pads n_ctx to this
-SMALLEST_CONTEXT = 512
 MAX_SEQUENCES = 64  # llama.cpp allows 256, but keeps n_vocab floats for each: 33 MB at 64 and 128k tokens
-DEFAULT_CONTEXT_LIMIT = 32768  # more is taken when asked for; a KV cache is written once at load, whether used or not
-DEFAULT_CONTEXT_SHARE = 0.25  # of the memory that the weights leave free
-RESERVE_BYTES = 256 << 20  # left to the system
 EXACT_ROWS = 64  # tokens of a decode from which on flash attention sums in single precision on a CPU
 # (ggml-cpu/common.h, GGML_FA_TILE_Q); fewer are summed in half precision
 LOGITS_BUFFER_BYTES = 64 << 20  # bounds the rows of logits that one decode may return
@@ -169,44 +165,17 @@ def estimate(shape: ModelShape, n_context: int, kv_type: str, n_batch: int) -> M
     )
 
 
-def choose_context(shape: ModelShape, wanted: int | None, kv_type: str, free_bytes: int, n_batch: int) -> int:
-    """Tokens that one sequence may hold: `wanted`, or what the training and a share of the free memory allow.
-
-    Raises MemoryShortError if the weights, or the wanted context, do not fit into free_bytes; EngineError if more
-    is wanted than the model was trained for.
-    """
-    trained = shape.n_context_trained
-    if wanted is not None and wanted < 1:
-        raise EngineError(f"a context of {wanted} tokens", hint="--context takes a positive number of tokens")
-    if wanted is not None and trained and wanted > trained:
-        raise EngineError(
-            f"a context of {wanted} tokens, the model was trained for {trained}", hint=f"--context {trained}"
-        )
-    smallest = min(wanted or trained or SMALLEST_CONTEXT, SMALLEST_CONTEXT)
-    need = estimate(shape, smallest, kv_type, n_batch)
-    usable = free_bytes - RESERVE_BYTES
-    if need.needed > usable:
-        raise MemoryShortError(
-            f"the model needs {format_bytes(need.needed)} ({format_bytes(need.weights)} of weights), "
-            f"{format_bytes(max(usable, 0))} are free",
-            hint="close other programs, or take a smaller recipe: medlite quantize --recipe Q4_K_M",
-        )
-    per_token = max(1, kv_bytes_per_token(shape, kv_type))
-    if wanted is not None:
-        need = estimate(shape, wanted, kv_type, n_batch)
-        if need.needed > usable:
-            fits = max(smallest, (usable - need.weights - need.compute) // per_token // CELL_PADDING * CELL_PADDING)
-            raise MemoryShortError(
-                f"a context of {wanted} tokens needs {format_bytes(need.kv_cache)} of KV cache, "
-                f"{format_bytes(need.needed)} in all; {format_bytes(usable)} are free",
-                hint=f"--context {fits}" + ("" if kv_type != "f16" else ", or --kv-type q8_0 halves the cache"),
-            )
-        return wanted
-    by_memory = int(DEFAULT_CONTEXT_SHARE * (usable - need.weights - need.compute)) // per_token
-    limit = min(trained or DEFAULT_CONTEXT_LIMIT, DEFAULT_CONTEXT_LIMIT)
-    if by_memory >= limit:
-        return limit
-    return max(smallest, by_memory // CELL_PADDING * CELL_PADDING)
+def context_needs(shape: ModelShape, kv_type: str, n_batch: int) -> ContextNeeds:
+    """What `choose_context` weighs: every part of the estimate that must fit, and the KV cache in it."""
+    return ContextNeeds(
+        n_trained=shape.n_context_trained,
+        weights=shape.n_weight_bytes,
+        total=lambda n_context: estimate(shape, n_context, kv_type, n_batch).needed,
+        cache=lambda n_context: estimate(shape, n_context, kv_type, n_batch).kv_cache,
+        per_token=kv_bytes_per_token(shape, kv_type),
+        step=CELL_PADDING,
+        cache_hint="--kv-type q8_0 halves the cache" if kv_type == "f16" else "",
+    )
 
 
 def layers_that_fit(shape: ModelShape, need: MemoryEstimate, free_gpu_bytes: int) -> int:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from medlite.devices import DeviceChoice, available_memory, cpu_name, find_gpus, resolve_device
+from medlite.engines.context import choose_context
 from medlite.engines.engine import OpenSettings
-from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, choose_context, estimate, layers_that_fit
+from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, context_needs, estimate, layers_that_fit
 from medlite.errors import DeviceError
 from medlite.native import gpu_build
 
@@ -25,7 +26,9 @@ def place(shape: ModelShape, settings: OpenSettings) -> Placement:
     gpus = find_gpus() if device != "cpu" else ()
     choice = resolve_device(device, gpu_build=gpu_build(), gpus=gpus)
     free_gpu_bytes = gpus[0].n_bytes_free if choice.device == "cuda" else 0
-    n_context = choose_context(shape, settings.n_context, kv_type, available_memory() + free_gpu_bytes, n_batch)
+    n_context = choose_context(
+        context_needs(shape, kv_type, n_batch), settings.n_context, available_memory() + free_gpu_bytes
+    )
     need = estimate(shape, n_context, kv_type, n_batch)
     if choice.device == "cpu":
         return Placement(choice, n_context, 0, need)

@@ -13,6 +13,7 @@ import numpy as np
 
 from medlite.devices import available_memory, physical_cores
 from medlite.engines import prefix
+from medlite.engines.context import ContextNeeds, choose_context
 from medlite.engines.engine import (
     EngineInfo,
     GeneratedToken,
@@ -32,16 +33,11 @@ from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
 from medlite.engines.reply import Reply
 from medlite.engines.requests import WINDOW_BYTES, checked_token, windows
 from medlite.engines.sampler import Sampler
-from medlite.errors import ArtifactError, EngineError, MemoryShortError
-from medlite.files import format_bytes
+from medlite.errors import ArtifactError, EngineError
 from medlite.formats.onnx_folder import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
 
 SHARED_WORTH_IT = 4  # sequences are chained if they share at least one token in this many
 MAX_BATCH = 16
-DEFAULT_CONTEXT_LIMIT = 32768
-DEFAULT_CONTEXT_SHARE = 0.25  # of the memory that the weights leave free
-SMALLEST_CONTEXT = 512
-RESERVE_BYTES = 256 << 20
 # Memory over file size, by the bits of a weight. float16 is widened, and both are held; int4 and int8 are repacked
 # (1.15 to 1.75 measured).
 MEMORY_FACTORS = {32: 2.0, 16: 3.0}
@@ -267,7 +263,7 @@ def open_ort(path: Path, settings: OpenSettings, on_progress: OnLoad | None = No
         raise ArtifactError(f"{path}: no ONNX folder of medlite", hint="medlite quantize SOURCE --format onnx")
     facts = read_onnx_facts(path)
     tokenizer = open_tokenizer(path, facts.architecture, facts.end_tokens)
-    n_context = choose_context(facts, folder_bytes(path, facts), settings.n_context, available_memory())
+    n_context = choose_context(context_needs(facts, folder_bytes(path, facts)), settings.n_context, available_memory())
     n_threads = settings.n_threads or physical_cores()
     opened = session.open_session(path, facts, settings.device, n_threads)
     if on_progress:
@@ -296,28 +292,15 @@ def probe() -> dict[str, object]:
     return {"version": f"onnxruntime {runtime.__version__}", "gpu": gpu}
 
 
-def choose_context(facts: OnnxFacts, n_bytes: int, wanted: int | None, free_bytes: int) -> int:
-    """Tokens that one sequence may hold: `wanted`, or what the training and a share of the free memory allow.
-
-    Raises MemoryShortError if the weights, or the wanted context, do not fit into free_bytes; EngineError if more is
-    wanted than the model was trained for.
-    """
-    trained = facts.n_context_trained
-    if wanted is not None and not 0 < wanted <= trained:
-        raise EngineError(
-            f"a context of {wanted} tokens, the model was trained for {trained}", hint=f"--context {trained}"
-        )
+def context_needs(facts: OnnxFacts, n_bytes: int) -> ContextNeeds:
+    """What `choose_context` weighs, for a folder of `n_bytes`."""
     weights = int(n_bytes * MEMORY_FACTORS.get(round(facts.bits_per_weight), DEFAULT_MEMORY_FACTOR))
-    # A growing cache is copied as it grows: the old one and the new one stand side by side.
+    # A growing cache is copied as it grows: the old one and the new one exist at once.
     per_token = facts.kv_bytes_per_token() * (1 if facts.shared_cache else 2)
-    spare = free_bytes - RESERVE_BYTES - weights
-    smallest = wanted or min(trained, SMALLEST_CONTEXT)
-    if smallest * per_token > spare:
-        raise MemoryShortError(
-            f"the model needs about {format_bytes(weights + smallest * per_token)} ({format_bytes(weights)} for its "
-            f"weights), {format_bytes(max(free_bytes - RESERVE_BYTES, 0))} are free",
-            hint="close other programs, or take a smaller recipe or --context",
-        )
-    if wanted is not None:
-        return wanted
-    return max(smallest, min(trained, DEFAULT_CONTEXT_LIMIT, int(spare * DEFAULT_CONTEXT_SHARE) // per_token))
+    return ContextNeeds(
+        n_trained=facts.n_context_trained,
+        weights=weights,
+        total=lambda n_context: weights + n_context * per_token,
+        cache=lambda n_context: n_context * per_token,
+        per_token=per_token,
+    )

@@ -2,8 +2,9 @@
 
 import pytest
 
+from medlite.engines.context import RESERVE_BYTES
 from medlite.engines.engine import N_BATCH
-from medlite.engines.llamacpp.memory import RESERVE_BYTES, estimate
+from medlite.engines.llamacpp.memory import estimate
 from medlite.fit.memory import fits, predict_memory, windowed_kv_bytes
 from medlite.models.catalog import read_catalog
 from medlite.models.registry import COMMON_RECIPE

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from medlite.engines.context import choose_context
 from medlite.engines.engine import N_BATCH, OpenSettings
 from medlite.engines.llamacpp import memory as llama_memory
 from medlite.engines.llamacpp.engine import open_llamacpp
-from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, choose_context, estimate, read_shape
+from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, context_needs, estimate, read_shape
 from medlite.errors import EngineError, MemoryShortError
 from medlite.formats.gguf import GGML_TYPES, Header, Kind, TensorInfo, Value, read_header
 from tests.helpers.tiny_gguf import write_tiny_gguf
@@ -43,28 +44,28 @@ def test_a_token_of_llama_3_1_8b_takes_128_kib_of_cache() -> None:
 
 @pytest.mark.parametrize(("free", "expected"), [(64 * GB, 32768), (16 * GB, 18432), (6 * GB, 512)])
 def test_the_default_context_takes_a_share_of_what_the_weights_leave(free: int, expected: int) -> None:
-    chosen = choose_context(EIGHT_B, None, "f16", free, N_BATCH)
+    chosen = choose_context(context_needs(EIGHT_B, "f16", N_BATCH), None, free)
     assert chosen == pytest.approx(expected, rel=0.1)
     assert chosen % 256 == 0
 
 
 def test_a_small_model_gets_the_context_it_was_trained_for() -> None:
     small = replace(EIGHT_B, n_context_trained=1000, n_weight_bytes=1 << 20)
-    assert choose_context(small, None, "f16", 16 * GB, N_BATCH) == 1000
-    assert choose_context(small, 300, "f16", 16 * GB, N_BATCH) == 300
+    assert choose_context(context_needs(small, "f16", N_BATCH), None, 16 * GB) == 1000
+    assert choose_context(context_needs(small, "f16", N_BATCH), 300, 16 * GB) == 300
 
 
 def test_what_cannot_fit_is_refused_with_a_context_that_fits() -> None:
     with pytest.raises(MemoryShortError, match="GB of weights"):
-        choose_context(EIGHT_B, None, "f16", 4 * GB, N_BATCH)
+        choose_context(context_needs(EIGHT_B, "f16", N_BATCH), None, 4 * GB)
     with pytest.raises(MemoryShortError, match=r"a context of 131072 tokens needs 17\.2 GB") as refused:
-        choose_context(EIGHT_B, 131072, "f16", 16 * GB, N_BATCH)
+        choose_context(context_needs(EIGHT_B, "f16", N_BATCH), 131072, 16 * GB)
     assert refused.value.hint is not None
     fits = int(refused.value.hint.split()[1].strip(","))
-    assert choose_context(EIGHT_B, fits, "f16", 16 * GB, N_BATCH) == fits
+    assert choose_context(context_needs(EIGHT_B, "f16", N_BATCH), fits, 16 * GB) == fits
     for wanted in (0, 131073):
         with pytest.raises(EngineError):
-            choose_context(EIGHT_B, wanted, "f16", 64 * GB, N_BATCH)
+            choose_context(context_needs(EIGHT_B, "f16", N_BATCH), wanted, 64 * GB)
 
 
 def test_layers_go_to_the_gpu_as_far_as_they_fit() -> None:

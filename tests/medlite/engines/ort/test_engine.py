@@ -22,6 +22,7 @@ pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 import medlite  # noqa: E402
 from medlite.devices import Gpu  # noqa: E402
 from medlite.engines import open_engine  # noqa: E402
+from medlite.engines.context import choose_context  # noqa: E402
 from medlite.engines.engine import GenerationSettings, Logits, LogitsRequest, OpenSettings  # noqa: E402
 from medlite.engines.json_schema import lark_from_json_schema  # noqa: E402
 from medlite.engines.ort import engine as ort  # noqa: E402
@@ -250,7 +251,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, folder: 
 
 def test_a_folder_that_is_too_large_for_the_memory(folder: Path) -> None:
     with pytest.raises(MemoryShortError):
-        ort.choose_context(read_onnx_facts(folder), 10**12, None, 10**9)
+        choose_context(ort.context_needs(read_onnx_facts(folder), 10**12), None, 10**9)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1000, 100_000])
