@@ -1,6 +1,5 @@
 """`medlite generate`: one prompt, one answer on stdout."""
 
-import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ import click
 from medlite.cli import print_json
 from medlite.cli.loading import LoadOptions, decode_stdin, load_shown, model_options, sampling_options, warn_of_system
 from medlite.cli.params import json_option
+from medlite.errors import MedliteError
 
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
@@ -90,6 +90,7 @@ def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None
     """The grammar that --grammar or --json-schema asks for; None for neither. Raises EngineError for a wrong one."""
     from medlite.engines.gbnf import lark_from_gbnf
     from medlite.engines.json_schema import lark_from_json_schema
+    from medlite.formats.json import decode_json
 
     if grammar_file is not None and schema is not None:
         raise click.UsageError("--grammar or --json-schema, not both")
@@ -102,9 +103,10 @@ def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None
     if schema is None:
         return lark_from_gbnf(text)
     try:
-        return lark_from_json_schema(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        stated = decode_json(text, object, MedliteError, where="--json-schema")
+    except MedliteError as error:
         raise click.UsageError(f"--json-schema is no JSON: {error}") from None
+    return lark_from_json_schema(stated)
 
 
 def _schema_text(given: str) -> str:

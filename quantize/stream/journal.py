@@ -8,17 +8,40 @@ done again. The first line holds a fingerprint of everything that decides the by
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
+
+from medlite.errors import OutputError
 from medlite.files import part_path
+from medlite.formats.json import decode_json
 from medlite.version import __version__
 from quantize.stream.encode import RowErrors
 from quantize.stream.plan import Output
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 SUFFIX = ".journal"
+
+
+T = TypeVar("T")
+
+
+class _Row(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A line of the journal: a JSON array."""
+
+    number: int
+    crc: int
+    squared_error: float
+    squared_weight: float
+    worst_row: int
+    worst_ratio: float
+
+
+@dataclass(frozen=True)
+class _Begin:
+    fingerprint: str
 
 
 def journal_path(path: Path) -> Path:
@@ -70,21 +93,21 @@ def open_journal(path: Path, key: str, *, restart: bool) -> Journal:
 def read_journal(path: Path, key: str) -> dict[int, tuple[int, RowErrors]]:
     """The slabs that the journal at `path` holds for fingerprint `key`; none if it is another conversion's."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        first, *lines = path.read_bytes().splitlines() or [b""]
     except FileNotFoundError:
         return {}
-    rows = [row for line in lines if (row := _parse(line)) is not None]
-    if not rows or not isinstance(rows[0], Mapping) or rows[0].get("fingerprint") != key:
+    if _parse(first, _Begin) != _Begin(key):
         return {}
+    rows = [row for line in lines if (row := _parse(line, _Row)) is not None]
     return {
-        int(row[0]): (int(row[1]), RowErrors(float(row[2]), float(row[3]), int(row[4]), float(row[5])))
-        for row in rows[1:]
-        if isinstance(row, list) and len(row) == 6
+        row.number: (row.crc, RowErrors(row.squared_error, row.squared_weight, row.worst_row, row.worst_ratio))
+        for row in rows
     }
 
 
-def _parse(line: str) -> Any:
+def _parse(line: bytes, expected: type[T]) -> T | None:
+    """What a whole line says, None for a piece of one."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return decode_json(line, expected, OutputError, where="journal")
+    except OutputError:
         return None

@@ -116,7 +116,7 @@ class JsonClient:
             raise
         answer.release_conn()
         try:
-            value = json.loads(raw)
+            value = json.loads(raw)  # which takes NaN, as some servers write it: that fails one sample, not the run
         except (ValueError, RecursionError):
             value = None
         try:

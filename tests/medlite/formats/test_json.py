@@ -1,6 +1,7 @@
 """The one reader of JSON: whatever a file holds, a value of the stated type comes back or one error of the caller's."""
 
 import json
+import re
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from medlite.errors import ArtifactError, CheckpointError, MedliteError
 from medlite.formats.json import convert_value, decode_json, read_json
+from tests.helpers.places import ROOT
 
 
 @dataclass(frozen=True)
@@ -170,3 +172,21 @@ def test_a_path_is_text_and_nothing_else() -> None:
     assert decode_json(b'{"path": "a/b"}', Placed, CheckpointError, where="here") == Placed(Path("a/b"))
     with pytest.raises(CheckpointError, match="here: path: expected Path, found int"):
         decode_json(b'{"path": 3}', Placed, CheckpointError, where="here")
+
+
+# Where json.loads stands outside the reader, and why.
+OTHER_READERS = {
+    "medlite/engines/server/http.py": "a server's NaN must fail one sample, not the reply",
+    "medlite/demo/tokenizer.py": "text that the line itself made",
+    "bench/run/measure.py": "text that the line itself made",
+}
+
+
+def test_json_is_read_here_and_nowhere_else() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("medlite", "quantize", "bench")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"\bjson\.loads?\(|\bjson\.decode\(", path.read_text(encoding="utf-8"))
+    }
+    assert found <= {"medlite/formats/json.py", *OTHER_READERS}
