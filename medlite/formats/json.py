@@ -1,4 +1,4 @@
-"""JSON from a file or a child process, decoded to a stated type: the only reader of JSON in the three packages.
+"""JSON from a file or a child process, decoded to a stated type: what the three packages read JSON with.
 
 msgspec decodes and checks in one pass (docs/decisions/0001-json-is-read-by-msgspec.md). Strict, so that a bool or a
 float is not an int and a text is not a number. RFC 8259 is meant literally: NaN and Infinity, numbers beyond a double,
