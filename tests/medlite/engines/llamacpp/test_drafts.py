@@ -85,13 +85,13 @@ def test_wrong_guesses_do_no_harm_up_to_the_end_of_the_context(tmp_path: Path) -
         with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
             plain = list(engine.generate(prompt, settings))
         with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
-            engine._drafter = Wrong()
+            engine.set_draft(Wrong())
             steps = list(engine.generate(prompt, settings))
             assert [(s.token, s.finish) for s in steps] == [(s.token, s.finish) for s in plain]
             assert engine.draft_counts.n_drafted > 0
             again = list(engine.generate([*prompt, steps[0].token, 3], settings))  # the cache holds no wrong guess
-            engine._resident.forget()
-            engine._drafter = None
+            list(engine.logits([]))  # forgets the conversation
+            engine.set_draft(None)
             assert [s.token for s in engine.generate([*prompt, steps[0].token, 3], settings)] == [
                 s.token for s in again
             ]

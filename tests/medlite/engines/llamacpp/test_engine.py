@@ -12,6 +12,9 @@ from medlite.devices import process_memory
 from medlite.engines import open_engine
 from medlite.engines.engine import N_BATCH, GenerationSettings, Logits, LogitsRequest, OpenSettings
 from medlite.engines.llamacpp.engine import LlamaCppEngine
+from medlite.engines.llamacpp.memory import max_outputs, n_cells_for
+from medlite.engines.llamacpp.native import Context, ContextSettings, Model
+from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
 from tests.helpers.exact_llama import ExactLlama
 from tests.helpers.tiny_gguf import N_CONTEXT, write_tiny_gguf
@@ -47,15 +50,38 @@ def last(tokens: tuple[int, ...]) -> LogitsRequest:
     return LogitsRequest(tokens, (len(tokens) - 1,))
 
 
-def one_by_one(engine: LlamaCppEngine, tokens: tuple[int, ...]) -> Logits:
+@pytest.fixture(scope="module")
+def single(tiny: Path) -> Iterator[ResidentSequence]:
+    """The same model without an engine around it."""
+    model = Model(tiny, n_gpu_layers=0)
+    context = Context(
+        model,
+        ContextSettings(
+            n_cells=n_cells_for(N_CONTEXT, N_BATCH),
+            n_batch=N_BATCH,
+            n_outputs=max_outputs(model.n_vocab, N_BATCH),
+            n_threads=1,
+            kv_type="f16",
+        ),
+    )
+    yield ResidentSequence(model, context)
+    context.free()
+    model.free()
+
+
+def one_by_one(single: ResidentSequence, tokens: tuple[int, ...]) -> Logits:
     """The oracle: each token in a decode of its own, its logits read after it. (n_tokens, n_vocab)."""
-    engine._resident.forget()
+    single.forget()
     rows = []
     for token in tokens:
-        engine._resident.read([token])
-        rows.append(engine._context.logits_at(0).copy())
-    engine._resident.forget()
+        single.read([token])
+        rows.append(single.context.logits_at(0).copy())
     return np.stack(rows)
+
+
+def forget(engine: LlamaCppEngine) -> None:
+    """A call for logits leaves nothing of a conversation behind."""
+    assert list(engine.logits([])) == []
 
 
 PREFIX = random_tokens(40, seed=1)
@@ -78,9 +104,9 @@ CASES: dict[str, list[LogitsRequest]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_equal_one_by_one_decoding(engine: LlamaCppEngine, name: str) -> None:
+def test_logits_equal_one_by_one_decoding(engine: LlamaCppEngine, single: ResidentSequence, name: str) -> None:
     requests = CASES[name]
-    oracle = {tokens: one_by_one(engine, tokens) for tokens in {r.tokens for r in requests}}
+    oracle = {tokens: one_by_one(single, tokens) for tokens in {r.tokens for r in requests}}
     answers = list(engine.logits(requests))
     assert len(answers) == len(requests)
     for request, answer in zip(requests, answers, strict=True):
@@ -211,11 +237,13 @@ def text_of(engine: LlamaCppEngine, tokens: tuple[int, ...], settings: Generatio
     return "".join(step.text for step in engine.generate(tokens, settings))
 
 
-def test_greedy_generation_follows_the_largest_logit_and_reports_its_probability(engine: LlamaCppEngine) -> None:
+def test_greedy_generation_follows_the_largest_logit_and_reports_its_probability(
+    engine: LlamaCppEngine, single: ResidentSequence
+) -> None:
     steps = list(engine.generate(PREFIX, GenerationSettings(max_tokens=12)))
     assert [step.finish for step in steps] == [None] * 11 + ["length"]
     tokens = PREFIX + tuple(step.token for step in steps)
-    rows = one_by_one(engine, tokens)[len(PREFIX) - 1 : -1]
+    rows = one_by_one(single, tokens)[len(PREFIX) - 1 : -1]
     assert [step.token for step in steps] == rows.argmax(axis=1).tolist()
     log_probabilities = rows.max(axis=1) - np.log(np.exp(rows).sum(axis=1))
     np.testing.assert_allclose([step.log_probability for step in steps], log_probabilities, atol=TOLERANCE)
@@ -233,7 +261,7 @@ def test_a_second_turn_does_not_read_the_first_again(engine: LlamaCppEngine) -> 
     before = engine.n_tokens_read
     second = [step.token for step in engine.generate(turn, GenerationSettings(max_tokens=1))]
     assert engine.n_tokens_read - before == 21  # the reply's last token was never read
-    engine._resident.forget()
+    forget(engine)
     assert second == [step.token for step in engine.generate(turn, GenerationSettings(max_tokens=1))]
 
 
@@ -310,33 +338,33 @@ def test_cancel_from_another_thread_ends_the_text(engine: LlamaCppEngine) -> Non
     assert [step.finish for step in steps] == [None, None, None, "cancelled"]
 
 
-def test_ctrl_c_while_the_prompt_is_read_leaves_a_whole_cache(engine: LlamaCppEngine) -> None:
+def test_ctrl_c_while_the_prompt_is_read_leaves_a_whole_cache(
+    engine: LlamaCppEngine, single: ResidentSequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import _thread
 
-    engine._resident.forget()
+    forget(engine)
     list(engine.generate(PREFIX, GenerationSettings(max_tokens=1)))
     asked = []
-    original = engine._context.abort_when
+    original = Context.abort_when
 
-    def press_ctrl_c_once_asked(stop):  # type: ignore[no-untyped-def]
+    def press_ctrl_c_once_asked(self, stop):  # type: ignore[no-untyped-def]
         def pressed() -> bool:
             if not asked:
                 asked.append(True)
                 _thread.interrupt_main()
             return bool(stop())
 
-        original(pressed if stop else None)
+        original(self, pressed if stop else None)
 
-    engine._context.abort_when = press_ctrl_c_once_asked  # type: ignore[method-assign]
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(Context, "abort_when", press_ctrl_c_once_asked)
         with pytest.raises(KeyboardInterrupt):
             list(engine.generate(PREFIX + random_tokens(400), GenerationSettings()))
-    finally:
-        engine._context.abort_when = original  # type: ignore[method-assign]
-    assert engine._context.length(0) == len(engine._resident.tokens) == len(PREFIX)
-    tokens = PREFIX + random_tokens(3, seed=8)
+    tokens, before = PREFIX + random_tokens(3, seed=8), engine.n_tokens_read
     (step,) = engine.generate(tokens, GenerationSettings(max_tokens=1))
-    assert step.token == int(one_by_one(engine, tokens)[-1].argmax())
+    assert engine.n_tokens_read - before == 3  # the cache held PREFIX, whole
+    assert step.token == int(one_by_one(single, tokens)[-1].argmax())
 
 
 # --- load and close --------------------------------------------------------------------------------------------------
@@ -380,11 +408,13 @@ def test_context_and_threads_are_as_asked_or_from_the_model(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
-def test_a_quantized_cache_answers_nearly_the_same(tiny: Path, engine: LlamaCppEngine, kv_type: str) -> None:
+def test_a_quantized_cache_answers_nearly_the_same(
+    tiny: Path, engine: LlamaCppEngine, single: ResidentSequence, kv_type: str
+) -> None:
     with open_engine(tiny, OpenSettings(device="cpu", n_threads=1, kv_type=kv_type)) as small:  # type: ignore[attr-defined]
         assert small.memory.kv_cache < 0.6 * engine.memory.kv_cache
         rows = next(small.logits([LogitsRequest(PREFIX, tuple(range(40)))]))
-    assert np.abs(rows - one_by_one(engine, PREFIX)).max() < {"q8_0": 0.1, "q4_0": 1.0}[kv_type]
+    assert np.abs(rows - one_by_one(single, PREFIX)).max() < {"q8_0": 0.1, "q4_0": 1.0}[kv_type]
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_starts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
