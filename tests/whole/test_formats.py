@@ -65,7 +65,7 @@ def test_one_report_shows_agreement_size_speed_and_memory_of_both_formats(folder
 
 
 def test_the_two_formats_agree_with_each_other_more_closely_than_the_bits_cost(folder: Path) -> None:
-    text = medlite(folder, "bench compare checkpoint-Q8_0.gguf.jsonl demo-q8.jsonl --format json")
+    text = medlite(folder, "bench compare checkpoint-Q8_0.gguf.jsonl demo-q8.jsonl --json")
     comparison = json.loads(text)["tasks"][0]["candidates"][0]["comparison"]
     assert comparison["top_token_agreement"]["value"] > 0.9
     assert comparison["flip_counts"]["right_to_wrong"] <= 2
