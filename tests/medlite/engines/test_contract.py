@@ -35,7 +35,6 @@ def open_ort(folder: Path) -> LocalEngine:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
     from quantize.match import match_checkpoint
-    from quantize.onnx.folder import onnx_output
     from quantize.onnx.plan import plan_onnx
     from quantize.onnx.recipes import ONNX_RECIPES
     from quantize.source.checkpoint import open_checkpoint
@@ -43,7 +42,7 @@ def open_ort(folder: Path) -> LocalEngine:
 
     source = match_checkpoint(open_checkpoint(make_llama(folder / "m")))
     plan = plan_onnx(source, ONNX_RECIPES["fp32"], block=32, device="cpu")
-    write([onnx_output(plan, folder / "onnx")])
+    write([plan.output(folder / "onnx")])
     return open_engine(folder / "onnx", OpenSettings("cpu", n_threads=1))
 
 
