@@ -40,13 +40,16 @@ class Front:
     ) -> Iterator[Logits]:
         """What `read` yields for `requests`. Raises ContextError or EngineError before any work."""
         self.access.check_open()
-        for number, request in enumerate(requests):
+        asked = list(requests)
+        for number, request in enumerate(asked):
             check_logits_request(number, request, self._info)
-        return self._hold(lambda: read(list(requests)))
+        return self._read(asked, read)
 
-    def _hold(self, read: Callable[[], Iterator[Logits]]) -> Iterator[Logits]:
+    def _read(
+        self, requests: list[LogitsRequest], read: Callable[[list[LogitsRequest]], Iterator[Logits]]
+    ) -> Iterator[Logits]:
         with self.access.exclusive():
-            yield from read()
+            yield from read(requests)
 
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None, write: Write

@@ -34,15 +34,10 @@ def open_llamacpp(folder: Path) -> LocalEngine:
 def open_ort(folder: Path) -> LocalEngine:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
-    from quantize.match import match_checkpoint
-    from quantize.onnx.plan import plan_onnx
-    from quantize.onnx.recipes import ONNX_RECIPES
-    from quantize.source.checkpoint import open_checkpoint
-    from quantize.stream.writer import write
+    from quantize import ONNX_RECIPES, match_checkpoint, open_checkpoint, plan_onnx, write
 
     source = match_checkpoint(open_checkpoint(make_llama(folder / "m")))
-    plan = plan_onnx(source, ONNX_RECIPES["fp32"], block=32, device="cpu")
-    write([plan.output(folder / "onnx")])
+    write([plan_onnx(source, ONNX_RECIPES["fp32"], block=32, device="cpu").output(folder / "onnx")])
     return open_engine(folder / "onnx", OpenSettings("cpu", n_threads=1))
 
 
