@@ -20,8 +20,10 @@ SAMPLE_SECONDS = 0.02
 class Run:
     """One whole process. cpu_seconds: user and system. peak_rss_bytes: file-mapped pages counted.
 
-    peak_anonymous_bytes: without them, sampled every 20 ms. n_bytes_read, n_bytes_written: through system calls, cached
-    or not; a source that is hashed during its conversion is read twice. All three are 0 where there is no /proc.
+    peak_anonymous_bytes: without them. Both are sampled every 20 ms: the peak that wait4 reports is never below its
+    parent's size, whose pages a child has until its program is loaded. n_bytes_read, n_bytes_written: through system
+    calls, cached or not; a source that is hashed during its conversion is read twice. All but the times are 0 where
+    there is no /proc.
     """
 
     seconds: float
@@ -37,7 +39,7 @@ class Sampler:
 
     def __init__(self, pid: int) -> None:
         self.folder = Path(f"/proc/{pid}")
-        self.peak_anonymous_bytes = self.n_bytes_read = self.n_bytes_written = 0
+        self.peak_rss_bytes = self.peak_anonymous_bytes = self.n_bytes_read = self.n_bytes_written = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -49,6 +51,7 @@ class Sampler:
                 calls = _numbers(self.folder / "io")
             except OSError:
                 return
+            self.peak_rss_bytes = 1024 * status.get("VmHWM", self.peak_rss_bytes // 1024)  # absent once it has ended
             self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, 1024 * status.get("RssAnon", 0))
             self.n_bytes_read, self.n_bytes_written = calls.get("rchar", 0), calls.get("wchar", 0)
 
@@ -80,7 +83,7 @@ def run(command: list[str], environment: Mapping[str, str] | None = None) -> Run
     return Run(
         seconds,
         usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
+        sampler.peak_rss_bytes,
         sampler.peak_anonymous_bytes,
         sampler.n_bytes_read,
         sampler.n_bytes_written,
