@@ -194,7 +194,8 @@ class JoinedText:
 
     def __call__(self, token: int) -> bytes:
         self._tokens.append(token)
-        whole = self._detokenize(self._tokens)
+        # A character that is not whole yet is decoded as U+FFFD; once shown, the text behind it would never fit.
+        whole = self._detokenize(self._tokens).decode().rstrip("\ufffd").encode()
         if not whole.startswith(self._shown):
             return b""
         piece, self._shown = whole[len(self._shown) :], whole

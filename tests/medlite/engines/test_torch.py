@@ -8,7 +8,15 @@ import pytest
 
 from medlite.engines.engine import GenerationSettings, LogitsRequest, OpenSettings
 from medlite.engines.json_schema import lark_from_json_schema
-from medlite.engines.torch import LEAST_FILL, WINDOW_REQUESTS, batches, open_torch_reference, shared_prefix, windows
+from medlite.engines.torch import (
+    LEAST_FILL,
+    WINDOW_REQUESTS,
+    JoinedText,
+    batches,
+    open_torch_reference,
+    shared_prefix,
+    windows,
+)
 from tests.helpers.tiny_checkpoint import make_llama
 
 EXAMPLES = {subject: tuple(range(1000 * subject, 1000 * subject + 500)) for subject in (1, 2)}
@@ -54,7 +62,7 @@ def test_no_batch_is_mostly_padding() -> None:
 @pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # by Transformers 5, not by 4.51
 def test_a_reply_follows_a_schema(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    properties = {"dose": {"type": "integer", "minimum": 5, "maximum": 2550}, "unit": {"enum": ["mg", "g"]}}
+    properties = {"dose": {"type": "integer", "minimum": 5, "maximum": 2550}, "unit": {"enum": ["mg", "µg"]}}
     schema = {"type": "object", "properties": properties, "required": ["dose", "unit"]}
     engine = open_torch_reference(make_llama(tmp_path / "m"), OpenSettings(device="cpu", dtype="float32"))
     for seed in range(3):
@@ -65,3 +73,9 @@ def test_a_reply_follows_a_schema(tmp_path: Path) -> None:
         assert steps[-1].finish == "stop"
         jsonschema.validate(json.loads("".join(step.text for step in steps)), schema)
     engine.close()
+
+
+def test_a_character_of_two_tokens_is_shown_once_it_is_whole() -> None:
+    parts = [b'"', b"\xc2", b"\xb5", b"g", b'"']
+    joined = JoinedText(lambda tokens: b"".join(parts[token] for token in tokens).decode(errors="replace").encode())
+    assert [joined(token) for token in range(5)] == [b'"', b"", "µ".encode(), b"g", b'"']
