@@ -115,7 +115,7 @@ def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any])
         decorated: Any = with_group
         for option in reversed(options):
             decorated = option(decorated)
-        names = [str(parameter.name) for parameter in decorated.__click_params__[n_before:]]
+        names = [str(one.name) for one in decorated.__click_params__[n_before:] if one.expose_value]
         return cast(F, decorated)
 
     return decorate

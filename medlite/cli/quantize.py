@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.params import SIZE, json_option, recipe_option, threads_option
+from medlite.cli.params import SIZE, grouped, json_option, recipe_option, threads_option
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ DEFAULT_RECIPES = ("Q4_K_M",)
 class Asked:
     """What the command line said. recipes: empty for the format's default one."""
 
-    source: str
     recipes: tuple[str, ...]
     out: Path | None
     wanted_format: str
@@ -56,6 +55,64 @@ def show_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> Non
         ctx.exit()
 
 
+quantize_options = grouped(
+    "asked",
+    Asked,
+    recipe_option("What to make; several share one read of the checkpoint. See --list-recipes.", DEFAULT_RECIPES),
+    click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder)."),
+    click.option(
+        "--format",
+        "wanted_format",
+        type=click.Choice(["gguf", "onnx"]),
+        default="gguf",
+        show_default=True,
+        help="llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
+    ),
+    click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest)."),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="ONNX: where the graph will run (default: cpu)."),
+    click.option(
+        "--exporter",
+        type=click.Choice(["medlite", "optimum"]),
+        help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).",
+    ),
+    click.option(
+        "--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum."
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing."),
+    click.option("--restart", is_flag=True, help="Do not continue an interrupted run."),
+    threads_option("Worker threads (default: all cores)."),
+    click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix."),
+    click.option(
+        "--tensor-type",
+        "overrides",
+        multiple=True,
+        metavar="REGEX=TYPE",
+        help="Give matching tensors another type; the first match decides.",
+    ),
+    click.option(
+        "--max-shard-size",
+        "max_shard_bytes",
+        type=SIZE,
+        metavar="SIZE",
+        help="Split into files of at most SIZE, as in 4GB.",
+    ),
+    click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know."),
+    click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded."),
+    click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source."),
+    click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only."),
+    click.option("--force", is_flag=True, help="Replace files that exist."),
+    json_option(),
+    click.option(
+        "--list-recipes",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        help="List the recipes and exit.",
+        callback=show_recipes,
+    ),
+)
+
+
 @click.command(
     "quantize",
     epilog="""\b
@@ -70,70 +127,25 @@ Examples:
 A conversion that was interrupted continues when the same command is run again.""",
 )
 @click.argument("source")
-@recipe_option("What to make; several share one read of the checkpoint. See --list-recipes.", DEFAULT_RECIPES)
-@click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder).")
-@click.option(
-    "--format",
-    "wanted_format",
-    type=click.Choice(["gguf", "onnx"]),
-    default="gguf",
-    show_default=True,
-    help="llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
-)
-@click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest).")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="ONNX: where the graph will run (default: cpu).")
-@click.option(
-    "--exporter",
-    type=click.Choice(["medlite", "optimum"]),
-    help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).",
-)
-@click.option("--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum.")
-@click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing.")
-@click.option("--restart", is_flag=True, help="Do not continue an interrupted run.")
-@threads_option("Worker threads (default: all cores).")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix.")
-@click.option(
-    "--tensor-type",
-    "overrides",
-    multiple=True,
-    metavar="REGEX=TYPE",
-    help="Give matching tensors another type; the first match decides.",
-)
-@click.option(
-    "--max-shard-size",
-    "max_shard_bytes",
-    type=SIZE,
-    metavar="SIZE",
-    help="Split into files of at most SIZE, as in 4GB.",
-)
-@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
-@click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded.")
-@click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source.")
-@click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only.")
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-@json_option()
-@click.option(
-    "--list-recipes",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    help="List the recipes and exit.",
-    callback=show_recipes,
-)
-def command(**given: Any) -> None:
+@quantize_options
+def command(source: str, asked: Asked) -> None:
     """Turn a Hugging Face checkpoint into low-bit GGUF files, or ONNX folders.
 
     SOURCE is a folder with config.json, *.safetensors and a tokenizer, or a repository on the hub. The weights are
     read once and written once; no 16-bit copy is made. The bytes equal llama-quantize's.
     """
     from medlite.cli.plans import show_plans, show_written
+    from medlite.models.hub import find_checkpoint
 
-    asked = Asked(**given)
     refuse_options_of_the_other_format(asked)
-    with onnx_outputs(asked) if asked.wanted_format == "onnx" else gguf_outputs(asked) as (outputs, settings):
+    folder = find_checkpoint(source, offline=asked.offline)
+    is_onnx = asked.wanted_format == "onnx"
+    with onnx_outputs(folder, asked) if is_onnx else gguf_outputs(folder, asked) as (outputs, settings):
         if asked.dry_run:
             show_plans(outputs, as_json=asked.as_json)
         else:
+            if asked.out == outputs[0].path.parent:
+                asked.out.mkdir(parents=True, exist_ok=True)
             show_written(write_with_progress(outputs, settings, quiet=asked.as_json), as_json=asked.as_json)
 
 
@@ -177,11 +189,10 @@ def write_settings(asked: Asked) -> "WriteSettings":
 
 
 @contextmanager
-def gguf_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
+def gguf_outputs(folder: Path, asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
     """A GGUF file for each recipe, and settings that check its tokenizer."""
     from dataclasses import replace
 
-    from medlite.models.hub import find_checkpoint
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import plan_gguf
     from quantize.gguf.recipes import find_recipe
@@ -189,31 +200,24 @@ def gguf_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]"
     from quantize.source.checkpoint import open_checkpoint
     from quantize.source.parity import check_metadata
 
-    model = match_checkpoint(open_checkpoint(find_checkpoint(asked.source, offline=asked.offline)))
-    importance = read_imatrix(asked.imatrix) if asked.imatrix else None
     recipes = list(dict.fromkeys(find_recipe(name) for name in asked.recipes))
+    paths = [output_path(folder, recipe.name, asked.out, several=len(recipes) > 1) for recipe in recipes]
+    checkpoint = open_checkpoint(folder)
+    model = match_checkpoint(checkpoint, asked.pre_tokenizer)
+    importance = read_imatrix(asked.imatrix) if asked.imatrix else None
+    overrides = tuple(map(parse_override, asked.overrides))
     plans = [
-        plan_gguf(
-            model,
-            recipe,
-            overrides=tuple(map(parse_override, asked.overrides)),
-            importance=importance,
-            max_shard_bytes=asked.max_shard_bytes,
-            pre_tokenizer=asked.pre_tokenizer,
-        )
+        plan_gguf(model, recipe, overrides=overrides, importance=importance, max_shard_bytes=asked.max_shard_bytes)
         for recipe in recipes
     ]
 
     def check() -> "ParityReport":
-        report = check_metadata(plans[0].metadata, model.checkpoint.files)
+        report = check_metadata(plans[0].metadata, checkpoint.files)
         if not asked.allow_mismatch:
             report.require()
         return report
 
-    outputs = [
-        plan.output(output_path(model.checkpoint.folder, plan.recipe.name, asked.out, several=len(plans) > 1))
-        for plan in plans
-    ]
+    outputs = [plan.output(path) for plan, path in zip(plans, paths, strict=True)]
     yield outputs, replace(write_settings(asked), check=check)
 
 
@@ -239,7 +243,6 @@ def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -
     if out is None:
         return Path(name)
     if out.is_dir() or out.suffix != ".gguf":
-        out.mkdir(parents=True, exist_ok=True)
         return out / name
     if several:
         raise RecipeError(f"--out {out}: one file for several recipes", hint="--out names a folder")
@@ -250,13 +253,11 @@ def output_path(folder: Path, recipe: str, out: Path | None, *, several: bool) -
 
 
 @contextmanager
-def onnx_outputs(asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
+def onnx_outputs(folder: Path, asked: Asked) -> "Iterator[tuple[list[Output], WriteSettings]]":
     """An ONNX folder for each recipe. With --exporter optimum its float32 export lies beside them meanwhile."""
-    from medlite.models.hub import find_checkpoint
     from quantize.onnx.recipes import DEFAULT_RECIPE, ONNX_RECIPES, find_onnx_recipe
 
     stated = click.get_current_context().get_parameter_source("recipes") is not click.core.ParameterSource.DEFAULT
-    folder = find_checkpoint(asked.source, offline=asked.offline)
     names = asked.recipes if stated else (DEFAULT_RECIPE,)
     recipes = list(dict.fromkeys(map(find_onnx_recipe, names)))
     if asked.block and not any(recipe.is_quantized for recipe in recipes):
@@ -277,7 +278,8 @@ def onnx_plans(folder: Path, recipes: "list[OnnxRecipe]", beside: Path, asked: A
 
     block, device = asked.block or DEFAULT_BLOCK, asked.device or "cpu"
     if asked.exporter != "optimum":
-        model = match_checkpoint(open_checkpoint(folder))
+        checkpoint = open_checkpoint(folder)
+        model = match_checkpoint(checkpoint)
         yield [plan_onnx(model, recipe, block=block, device=device) for recipe in recipes]
         return
     from quantize.onnx.exported import open_source, plan_export
@@ -308,7 +310,6 @@ def output_folder(folder: Path, recipe: str, out: Path | None, *, several: bool)
     if out is None:
         return Path(name)
     if several or (out.is_dir() and not is_onnx_folder(out)):
-        out.mkdir(parents=True, exist_ok=True)
         return out / name
     return out
 

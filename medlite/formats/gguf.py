@@ -164,6 +164,18 @@ def _pack_value(value: Value) -> bytes:
     return struct.pack("<I" + SCALAR_FORMATS[value.kind], value.kind, value.value)
 
 
+def split_metadata(metadata: Mapping[str, Value], i: int, n_files: int, n_tensors: int) -> Mapping[str, Value]:
+    """The first of several files carries all metadata, the others only where they stand."""
+    if n_files == 1:
+        return metadata
+    split = {
+        "split.no": Value(Kind.UINT16, i),
+        "split.count": Value(Kind.UINT16, n_files),
+        "split.tensors.count": Value(Kind.INT32, n_tensors),
+    }
+    return {**metadata, **split} if i == 0 else split
+
+
 def pack_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) -> bytes:
     """The bytes of a file up to its data, padded to the alignment that `metadata` names."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]

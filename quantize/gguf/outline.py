@@ -12,8 +12,9 @@ from typing import Any
 
 from medlite.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, Header, Kind, Value, pack_header, pad_to, place_tensors
 from quantize.families.config import positive
+from quantize.families.names import expected_tensors, file_order
 from quantize.gguf.recipes import Recipe, TensorShape, choose_types
-from quantize.match import expected_tensors, file_order, hyperparameters, match_config, query_heads_per_kv_head
+from quantize.match import hyperparameters, match_config, query_heads_per_kv_head
 
 # What a vocabulary takes in the file per token: text, type, and merges or score. Measured on Llama 3's and Llama 2's.
 BPE_BYTES_PER_TOKEN, SENTENCEPIECE_BYTES_PER_TOKEN = 61, 23

@@ -22,11 +22,11 @@ from medlite.formats.gguf import (
     GGML_TYPES,
     GgmlType,
     Kind,
-    TensorInfo,
     Value,
     pack_header,
     pad_to,
     place_tensors,
+    split_metadata,
 )
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
 from quantize.match import SourceModel
@@ -109,15 +109,14 @@ def plan_gguf(
     overrides: tuple[tuple[str, str], ...] = (),
     importance: Importance | None = None,
     max_shard_bytes: int | None = None,
-    pre_tokenizer: str | None = None,
 ) -> QuantizationPlan:
     """The plan for one recipe, from headers only.
 
     overrides: (regular expression, type name) pairs of --tensor-type. importance: from an imatrix, by GGUF name.
-    pre_tokenizer: llama.cpp's name of it where the checkpoint's pattern is unknown (--pre-tokenizer).
     max_shard_bytes: tensor bytes a file may hold, None for one file. Raises TokenizerError where the vocabulary
     cannot be carried over, RecipeError where the recipe needs what is not there.
     """
+    metadata = _metadata(model, recipe)
     shapes = [TensorShape(tensor.name, tensor.shape) for tensor in model.tensors]
     _check_overrides(recipe, overrides)
     choices = choose_types(
@@ -129,27 +128,21 @@ def plan_gguf(
         is_70b=model.family.is_70b(model.config),
     )
     _check_imatrix(recipe, shapes, choices, importance)
-    metadata = _metadata(model, recipe, pre_tokenizer)
     by_name = {tensor.name: tensor for tensor in model.tensors}
     tensors: list[PlannedTensor] = []
     files: list[PlannedFile] = []
     groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
     for i, group in enumerate(groups):
         placed = place_tensors(group)
-        header = pack_header(_file_metadata(metadata, i, len(groups), len(shapes)), placed)
+        stated = split_metadata(metadata, i, len(groups), len(shapes))
+        header = pack_header(stated, placed)
         for info in placed:
             encoding = GgmlEncoding(info.type, (importance or {}).get(info.name))
-            part = planned_part(info, i, len(header))
+            part = Part.of_tensor(info, i, len(header))
             tensors.append(planned_tensor(by_name[info.name], encoding, (part,), choices[info.name].reason))
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         files.append(PlannedFile(header, len(header) + end))
     return QuantizationPlan(model, recipe, metadata, tuple(tensors), tuple(files), importance)
-
-
-def planned_part(info: TensorInfo, file: int, data_start: int) -> Part:
-    """The rows of a tensor that a GGUF file's header describes. data_start: where the file's tensors begin."""
-    n_rows = info.n_weights // info.shape[-1]
-    return Part(info.name, "uint8", (n_rows, info.n_bytes // n_rows), n_rows, data_start + info.offset, file)
 
 
 TensorRow = tuple[str, GgmlType, tuple[int, ...]]
@@ -172,18 +165,6 @@ def _split(rows: list[TensorRow], max_bytes: int | None) -> list[list[TensorRow]
         groups[-1].append(row)
         size += n_bytes
     return groups
-
-
-def _file_metadata(metadata: Mapping[str, Value], i: int, n_files: int, n_tensors: int) -> Mapping[str, Value]:
-    """The first of several files carries all metadata, the others only where they stand."""
-    if n_files == 1:
-        return metadata
-    split = {
-        "split.no": Value(Kind.UINT16, i),
-        "split.count": Value(Kind.UINT16, n_files),
-        "split.tensors.count": Value(Kind.INT32, n_tensors),
-    }
-    return {**metadata, **split} if i == 0 else split
 
 
 def _check_overrides(recipe: Recipe, overrides: tuple[tuple[str, str], ...]) -> None:
@@ -216,14 +197,14 @@ def _check_imatrix(
             )
 
 
-def _metadata(model: SourceModel, recipe: Recipe, pre_tokenizer: str | None) -> dict[str, Value]:
+def _metadata(model: SourceModel, recipe: Recipe) -> dict[str, Value]:
     return {
         **model.general,
         **model.hyperparameters,
         "general.file_type": Value(Kind.UINT32, recipe.file_type),
         "general.quantization_version": Value(Kind.UINT32, QUANTIZATION_VERSION),
         RECIPE_KEY: Value(Kind.STRING, recipe.name),
-        **model.vocabulary(pre_tokenizer),
+        **model.vocabulary,
     }
 
 

@@ -15,13 +15,13 @@ from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
 from medlite.formats.gguf import Header, TensorInfo, read_header
 from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
-from quantize.gguf.plan import Importance, planned_part
+from quantize.gguf.plan import Importance
 from quantize.match import ModelTensor, match_checkpoint
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream import ggml
 from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
 from quantize.stream.encode import GgmlEncoding
-from quantize.stream.plan import PlannedTensor, planned_tensor
+from quantize.stream.plan import Part, PlannedTensor, planned_tensor
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 
@@ -137,4 +137,4 @@ def as_stored(
 ) -> PlannedTensor:
     """`tensor` with the type and at the place that it has in a file, whoever made that."""
     encoding = GgmlEncoding(info.type, (importance or {}).get(tensor.name))
-    return planned_tensor(tensor, encoding, (planned_part(info, file, data_start),), "as the file has it")
+    return planned_tensor(tensor, encoding, (Part.of_tensor(info, file, data_start),), "as the file has it")

@@ -32,7 +32,7 @@ END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>
 
 def companion_files(plan: OnnxPlan, decoder: Decoder, model: SourceModel) -> dict[str, bytes | Path]:
     """Name -> content, or the source file that is copied; tokenizer.json even where the source lacks it."""
-    folder, vocabulary = model.checkpoint.folder, model.vocabulary()
+    folder, vocabulary = model.checkpoint.folder, model.vocabulary
     found: dict[str, bytes | Path] = {name: folder / name for name in COPIED_NAMES if (folder / name).is_file()}
     found[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     template, name = vocabulary.get("tokenizer.chat_template"), model.general.get("general.name")
@@ -117,10 +117,10 @@ def special_ids(vocabulary: Mapping[str, Value]) -> dict[str, int]:
 
 def end_tokens(model: SourceModel, n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, as the tokenizer says, and by its text."""
-    ids = special_ids(model.vocabulary())
+    ids = special_ids(model.vocabulary)
     found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(model.config)
     found |= stated_ends(model.checkpoint.files.object_if_any("generation_config.json"))
-    places = {text: i for i, text in enumerate(model.vocabulary()["tokenizer.ggml.tokens"].value)}
+    places = {text: i for i, text in enumerate(model.vocabulary["tokenizer.ggml.tokens"].value)}
     found |= {places[text] for text in END_TEXTS if text in places}
     return sorted(token for token in found if 0 <= token < n_vocab)
 

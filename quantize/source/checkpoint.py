@@ -96,58 +96,46 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no such folder", hint="SOURCE is a folder with config.json and *.safetensors")
     files = SourceFiles(folder)
     config = files.object("config.json")
-    index, single = _layout(folder)
-    weight_map = _weight_map(files, index.name) if index.exists() else {}
+    shards, weight_map = _shards(files)
     tensors: dict[str, SourceTensor] = {}
-    for shard in _shards(index, weight_map) if index.exists() else [single]:
-        for tensor in read_header(shard):
+    for shard in shards:
+        for tensor in read_torch_header(shard) if shard.suffix == ".bin" else read_safetensors_header(shard):
             if tensor.name in tensors:
                 raise CheckpointError(f"{shard}: {tensor.name} stands also in {tensors[tensor.name].path.name}")
             tensors[tensor.name] = tensor
     for name, file_name in weight_map.items():
         if name not in tensors or tensors[name].path.name != file_name:
-            raise CheckpointError(f"{folder / file_name}: {name} is missing, {index.name} puts it there")
+            raise CheckpointError(f"{folder / file_name}: {name} is missing, the index puts it there")
     return Checkpoint(files, config, tensors)
 
 
-def read_header(shard: Path) -> list[SourceTensor]:
-    """The tensors that the shard holds, safetensors or (through torch) pytorch_model*.bin."""
-    if shard.suffix == ".bin":
-        return read_torch_header(shard)
-    return read_safetensors_header(shard)
+def _shards(files: SourceFiles) -> tuple[list[Path], dict[str, str]]:
+    """The files with tensors, in order, and tensor name -> file name as their index has it; empty without an index.
 
-
-def _layout(folder: Path) -> tuple[Path, Path]:
-    """The paths of the index and of the only file, of the layout that is there."""
-    for index, single in LAYOUTS:
-        if (folder / index).exists() or (folder / single).is_file():
-            return folder / index, folder / single
-    raise CheckpointError(
-        f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}",
-        hint="nor the pytorch_model.bin of older models; is the download complete?",
-    )
-
-
-def _weight_map(files: SourceFiles, name: str) -> dict[str, str]:
-    """Tensor name -> file name, as the index has it. Raises CheckpointError where it is malformed."""
-    weight_map = files.object(name).get("weight_map")
+    Raises CheckpointError where no layout is there, the index is malformed or a shard is missing.
+    """
+    layout = next((names for names in LAYOUTS if any(map(files.has, names))), None)
+    if layout is None:
+        raise CheckpointError(
+            f"{files.folder}: no {SINGLE_NAME} and no {INDEX_NAME}",
+            hint="nor the pytorch_model.bin of older models; is the download complete?",
+        )
+    index, single = layout
+    if not files.has(index):
+        return [files.path(single)], {}
+    weight_map = files.object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError(f"{files.path(name)}: weight_map is not an object of file names")
-    return weight_map
-
-
-def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
-    """The files that the index names, in order. Raises CheckpointError where one is missing."""
+        raise CheckpointError(f"{files.path(index)}: weight_map is not an object of file names")
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
-            raise CheckpointError(f"{index}: shard {name!r} leaves the folder")
-        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{files.path(index)}: shard {name!r} leaves the folder")
+        if not files.path(name).is_file():
             raise CheckpointError(
-                f"{index.parent / name}: missing shard, named by {index.name}",
+                f"{files.path(name)}: missing shard, named by {index}",
                 hint="download the missing shard; medlite pull resumes",
             )
-    return [index.parent / name for name in names]
+    return [files.path(name) for name in names], weight_map
 
 
 class RowReader:

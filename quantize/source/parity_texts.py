@@ -48,3 +48,8 @@ CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("system", "You are a careful medical assistant."), ("user", "What is a normal SpO2?")),
 )
 # fmt: on
+
+
+def excerpt(text: str) -> str:
+    """`text` as a message shows it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

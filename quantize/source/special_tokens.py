@@ -1,4 +1,4 @@
-"""Special ids, whether BOS and EOS are added, and the chat template of a checkpoint, as GGUF metadata.
+"""Special ids of a checkpoint, and whether BOS and EOS are added, as GGUF metadata.
 
 The keys and values are those that llama.cpp's converter writes.
 Source: llama.cpp gguf-py/gguf/vocab.py, SpecialVocab, restated as rules.
@@ -22,7 +22,7 @@ STATED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 def special_tokens(files: SourceFiles, tokenizer: Mapping[str, Any] | None, n_vocab: int) -> dict[str, Value]:
-    """The tokenizer.* keys of special tokens and the chat template.
+    """The tokenizer.* keys of special tokens.
 
     tokenizer: the tokenizer.json beside the weights, None where there is none. Ids of n_vocab and more are left
     out: the model has no such embedding.
@@ -40,12 +40,11 @@ def special_tokens(files: SourceFiles, tokenizer: Mapping[str, Any] | None, n_vo
             flags.setdefault(kind, stated[f"add_{kind}_token"])
     ids = _ids(files, tokenizer, texts if has_config else {}, n_vocab)
     result = {f"tokenizer.ggml.{ID_KEYS[kind]}": Value(Kind.UINT32, index) for kind, index in ids.items()}
-    result |= {
+    return result | {
         f"tokenizer.ggml.add_{kind}_token": Value(Kind.BOOL, flag)
         for kind, flag in flags.items()
         if kind in ("bos", "eos", "sep")
     }
-    return result | _chat_templates(files, stated)
 
 
 def _ids(
@@ -127,40 +126,3 @@ def _special(entry: Any) -> str | None:
 def _sequence(entry: Any) -> str | None:
     found = entry.get("Sequence") if isinstance(entry, dict) else None
     return found.get("id") if isinstance(found, dict) else None
-
-
-def _chat_templates(files: SourceFiles, stated: Mapping[str, Any]) -> dict[str, Value]:
-    """The default template, and named ones beside it."""
-    found = stated.get("chat_template", read_chat_template_file(files))
-    if found is None or isinstance(found, str):
-        return {} if found is None else {"tokenizer.chat_template": Value(Kind.STRING, found)}
-    if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-        raise TokenizerError(f"{files.folder}: chat_template is a {type(found).__name__}, a text or a list was needed")
-    named: dict[str, str] = {}
-    for row in found:
-        name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(row.get("name", "")))
-        if name and isinstance(row.get("template"), str):
-            named[name] = row["template"]
-    result = {
-        f"tokenizer.chat_template.{name}": Value(Kind.STRING, text) for name, text in named.items() if name != "default"
-    }
-    if result:
-        names = sorted(set(named) - {"default"})
-        result["tokenizer.chat_templates"] = Value(Kind.STRING, names, is_array=True)
-    if "default" in named:
-        result["tokenizer.chat_template"] = Value(Kind.STRING, named["default"])
-    return result
-
-
-def read_chat_template_file(files: SourceFiles) -> Any:
-    """What chat_template.jinja (with additional_chat_templates beside it) or chat_template.json holds, or None."""
-    if not files.has("chat_template.jinja"):
-        return files.object_if_any("chat_template.json").get("chat_template")
-    default = files.text("chat_template.jinja")
-    more = sorted(files.path("additional_chat_templates").glob("*.jinja"))
-    if not more:
-        return default
-    return [
-        {"name": "default", "template": default},
-        *({"name": file.stem, "template": files.text(f"additional_chat_templates/{file.name}")} for file in more),
-    ]

@@ -15,6 +15,7 @@ from medlite.formats.gguf import Kind, Value
 from quantize.source.checkpoint import SourceFiles, read_json_object
 from quantize.source.sentencepiece import SentencePieceModel, read_sentencepiece
 from quantize.source.special_tokens import special_tokens
+from quantize.source.templates import chat_templates
 
 # Token types. Source: llama.cpp include/llama.h, enum llama_token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -44,27 +45,19 @@ def vocabulary(files: SourceFiles, n_vocab: int, pre: str | None = None) -> dict
     # Read past the cache of `files`: parsed, a large one takes 100 MB, which a conversion would hold to its end.
     tokenizer = read_json_object(json_path) if json_path.is_file() else None
     if tokenizer is not None and not _is_sentencepiece(json_path, tokenizer):
-        return {**_byte_level(json_path, tokenizer, n_vocab, pre), **special_tokens(files, tokenizer, n_vocab)}
-    if pre is not None:
+        table = _byte_level(json_path, tokenizer, n_vocab, pre)
+    elif pre is not None:
         raise TokenizerError(f"{folder}: --pre-tokenizer {pre} has no effect on a SentencePiece vocabulary")
-    if model_path.is_file():
-        tokens, prefix = _from_model(files, model_path, tokenizer, n_vocab)
+    elif model_path.is_file():
+        table = _sentencepiece(*_from_model(files, model_path, tokenizer, n_vocab))
     elif tokenizer is not None:
-        tokens, prefix = _from_json(json_path, tokenizer, n_vocab)
+        table = _sentencepiece(*_from_json(json_path, tokenizer, n_vocab))
     else:
         raise TokenizerError(
             f"{folder}: neither tokenizer.json nor tokenizer.model",
             hint="download the tokenizer files beside the weights",
         )
-    return {
-        "tokenizer.ggml.model": Value(Kind.STRING, "llama"),
-        "tokenizer.ggml.pre": Value(Kind.STRING, "default"),
-        "tokenizer.ggml.tokens": Value(Kind.STRING, tokens.texts, is_array=True),
-        "tokenizer.ggml.scores": Value(Kind.FLOAT32, tokens.scores, is_array=True),
-        "tokenizer.ggml.token_type": Value(Kind.INT32, tokens.types, is_array=True),
-        **({} if prefix is None else {"tokenizer.ggml.add_space_prefix": Value(Kind.BOOL, prefix)}),
-        **special_tokens(files, tokenizer, n_vocab),
-    }
+    return {**table, **special_tokens(files, tokenizer, n_vocab), **chat_templates(files)}
 
 
 def _is_sentencepiece(path: Path, tokenizer: Mapping[str, Any]) -> bool:
@@ -188,6 +181,18 @@ def pre_tokenizer(path: Path, tokenizer: Mapping[str, Any]) -> str:
 
 
 # --- SentencePiece ---------------------------------------------------------------------------------------------------
+
+
+def _sentencepiece(tokens: TokenTable, prefix: bool | None) -> dict[str, Value]:
+    """The metadata of a SentencePiece vocabulary. prefix: add_space_prefix, None where it is llama.cpp's default."""
+    return {
+        "tokenizer.ggml.model": Value(Kind.STRING, "llama"),
+        "tokenizer.ggml.pre": Value(Kind.STRING, "default"),
+        "tokenizer.ggml.tokens": Value(Kind.STRING, tokens.texts, is_array=True),
+        "tokenizer.ggml.scores": Value(Kind.FLOAT32, tokens.scores, is_array=True),
+        "tokenizer.ggml.token_type": Value(Kind.INT32, tokens.types, is_array=True),
+        **({} if prefix is None else {"tokenizer.ggml.add_space_prefix": Value(Kind.BOOL, prefix)}),
+    }
 
 
 def _from_model(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.files import part_path
+from medlite.formats.gguf import TensorInfo
 from medlite.formats.safetensors import SourceTensor
 from quantize.families.transforms import KEEP, Transform
 from quantize.match import ModelTensor
@@ -37,6 +38,12 @@ class Part:
     n_rows: int
     offset: int
     file: int = 0
+
+    @classmethod
+    def of_tensor(cls, info: TensorInfo, file: int, data_start: int) -> "Part":
+        """The rows that a GGUF header describes. data_start: where the tensors of that file begin."""
+        n_rows = info.n_weights // info.shape[-1]
+        return cls(info.name, "uint8", (n_rows, info.n_bytes // n_rows), n_rows, data_start + info.offset, file)
 
     @property
     def n_bytes(self) -> int:

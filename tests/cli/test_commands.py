@@ -134,7 +134,8 @@ def test_make_targets_in_the_readme_exist() -> None:
 
 WRONG = {
     "no such folder": (("quantize", "./absent"), 1, "no such folder"),
-    "unknown recipe": (("quantize", ".", "--recipe", "Q9"), 1, "config.json: missing"),
+    "unknown recipe": (("quantize", ".", "--recipe", "Q9"), 1, "unknown recipe 'Q9'"),
+    "no checkpoint": (("quantize", ".", "--recipe", "Q8_0"), 1, "config.json: missing"),
     "unknown option": (("quantize", ".", "--recip", "Q8_0"), 2, "No such option"),
     "unknown command": (("quantise",), 2, "No such command"),
     "no such file": (("verify", "absent.gguf"), 1, "no such file"),

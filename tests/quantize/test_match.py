@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from medlite.errors import CheckpointError
+from quantize.families.names import expected_tensors
 from quantize.families.transforms import KEEP, PERMUTE_ROPE
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
-from quantize.match import expected_tensors, match_checkpoint, match_config
+from quantize.match import match_checkpoint, match_config
 from quantize.source.checkpoint import open_checkpoint
 from tests.helpers.places import ROOT
 from tests.helpers.tiny_checkpoint import llama_config, llama_tensors, make_llama, write_safetensors
@@ -121,9 +122,10 @@ def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_plan_of_another_pre_tokenizer_is_not_the_first_one_s(tmp_path: Path) -> None:
-    """The vocabulary is kept by the name of its pre-tokenizer."""
-    model = match_checkpoint(open_checkpoint(make_llama(tmp_path / "m")))
+    """A match keeps its vocabulary, and another pre-tokenizer is another match."""
+    checkpoint = open_checkpoint(make_llama(tmp_path / "m"))
+    model, other = match_checkpoint(checkpoint), match_checkpoint(checkpoint, "smaug-bpe")
     pre = "tokenizer.ggml.pre"
     assert plan_gguf(model, RECIPES["Q8_0"]).metadata[pre].value == "llama-bpe"
-    assert plan_gguf(model, RECIPES["Q8_0"], pre_tokenizer="smaug-bpe").metadata[pre].value == "smaug-bpe"
-    assert model.vocabulary() is model.vocabulary()
+    assert plan_gguf(other, RECIPES["Q8_0"]).metadata[pre].value == "smaug-bpe"
+    assert model.vocabulary is model.vocabulary

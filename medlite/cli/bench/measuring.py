@@ -38,12 +38,9 @@ def make_artifacts(
     from quantize.stream.receipt import is_current
     from quantize.stream.writer import WriteSettings
 
-    model = match_checkpoint(open_checkpoint(checkpoint_folder))
+    model = match_checkpoint(open_checkpoint(checkpoint_folder), pre_tokenizer)
     importance = read_imatrix(imatrix) if imatrix else None
-    outputs = [
-        plan_gguf(model, find_recipe(name), importance=importance, pre_tokenizer=pre_tokenizer).output(path)
-        for name, path in paths.items()
-    ]
+    outputs = [plan_gguf(model, find_recipe(name), importance=importance).output(path) for name, path in paths.items()]
     missing = [output for output in outputs if fresh or not is_current(output)]
     if missing:
         missing[0].path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medlite.formats.chat_template import TOKEN_KEYS, Message
+from medlite.formats.chat_template import TOKEN_KEYS, ChatTemplate, Message
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
-from quantize.source.parity import CONVERSATIONS, compile_template, source_template
+from quantize.source.parity_texts import CONVERSATIONS
+from quantize.source.templates import pinned_date, source_template
 from quantize.stream.writer import write
 from tests.helpers.llama_logits import llama_logits
 from tests.helpers.tiny_families import FAMILIES, make_family, plain_llama_of_mllama
@@ -85,4 +86,7 @@ def test_the_chat_prompt_equals_apply_chat_template(family: str, tmp_path: Path)
     for conversation in CONVERSATIONS:
         messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in conversation]
         theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert compile_template(template, special).try_render([Message(*row) for row in conversation]) == theirs
+        assert (
+            ChatTemplate(template, special, now=pinned_date).try_render([Message(*row) for row in conversation])
+            == theirs
+        )

@@ -2,32 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from medlite.errors import ArtifactError, TokenizerError
 from medlite.formats.chat_template import ChatTemplate, Message
-from medlite.formats.gguf import Kind, Value
+from medlite.formats.gguf import Kind, Value, read_header
 from quantize.gguf.plan import plan_gguf
 from quantize.gguf.recipes import RECIPES
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import SourceFiles, open_checkpoint
-from quantize.source.parity import (
-    NO_TEMPLATE,
-    NO_TOKENIZER_JSON,
-    REFUSES_ALL,
-    check_metadata,
-    check_tokenizer,
-    compile_template,
-)
+from quantize.source.parity import NO_TOKENIZER_JSON, check_metadata
 from quantize.source.parity_texts import CONVERSATIONS, TEXTS
+from quantize.source.templates import NO_TEMPLATE, REFUSES_ALL, pinned_date
 from quantize.stream.writer import write
 from tests.helpers.tiny_families import FAMILIES, make_family
 
 
-def metadata_of(folder: Path, **options: Any) -> dict[str, Value]:
-    return dict(plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], **options).metadata)
+def metadata_of(folder: Path, pre_tokenizer: str | None = None) -> dict[str, Value]:
+    return dict(plan_gguf(match_checkpoint(open_checkpoint(folder), pre_tokenizer), RECIPES["Q8_0"]).metadata)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,9 +42,8 @@ def test_a_written_artifact_is_checked_as_its_plan_is(tmp_path: Path) -> None:
     folder = make_family("llama3", tmp_path / "llama3")
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"])
     write([plan.output(tmp_path / "m.gguf")])
-    assert check_tokenizer(tmp_path / "m.gguf", SourceFiles(folder)) == check_metadata(
-        plan.metadata, SourceFiles(folder)
-    )
+    written = read_header(tmp_path / "m.gguf").metadata
+    assert check_metadata(written, SourceFiles(folder)) == check_metadata(plan.metadata, SourceFiles(folder))
 
 
 def refused(metadata: dict[str, Value], folder: Path) -> str:
@@ -64,7 +56,7 @@ def refused(metadata: dict[str, Value], folder: Path) -> str:
 
 def test_another_pre_tokenizer_is_seen_where_digits_are_cut(tmp_path: Path) -> None:
     folder = make_family("qwen2", tmp_path / "qwen2")
-    message = refused(metadata_of(folder, pre_tokenizer="gpt-2"), folder)
+    message = refused(metadata_of(folder, "gpt-2"), folder)
     assert "the checkpoint has" in message
     assert "llama.cpp has" in message
 
@@ -136,7 +128,7 @@ def test_a_template_without_a_system_role_is_compared_on_the_rest() -> None:
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages | length }}"
     )
-    compiled = compile_template(template, {})
+    compiled = ChatTemplate(template, {})
     shown = [compiled.try_render([Message(*row) for row in talk]) for talk in CONVERSATIONS]
     assert shown == ["1", "3", None]
 
@@ -161,7 +153,7 @@ def test_what_chat_renders_the_check_renders(tmp_path: Path) -> None:
     for talk in CONVERSATIONS:
         messages = [Message(*row) for row in talk]
         expected = ChatTemplate(MARKS_REPLIES, tokens).render(messages)
-        assert compile_template(MARKS_REPLIES, tokens).try_render(messages) == expected
+        assert ChatTemplate(MARKS_REPLIES, tokens, now=pinned_date).try_render(messages) == expected
         assert expected.endswith(str(len(talk)))
 
 
@@ -175,12 +167,14 @@ def test_what_chat_renders_the_check_renders(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_reaches_nothing(template: str) -> None:
-    assert compile_template(template, {}).try_render([Message("user", "x")]) is None
+    assert ChatTemplate(template, {}).try_render([Message("user", "x")]) is None
 
 
-def test_a_template_that_is_none_is_an_error() -> None:
+def test_a_template_that_is_none_is_an_error(tmp_path: Path) -> None:
+    folder = make_family("llama3", tmp_path / "llama3")
+    metadata = metadata_of(folder) | {"tokenizer.chat_template": Value(Kind.STRING, "{% if %}")}
     with pytest.raises(TokenizerError, match="cannot be compiled"):
-        compile_template("{% if %}", {})
+        check_metadata(metadata, SourceFiles(folder))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"model": {"type": "BPE"}}'])

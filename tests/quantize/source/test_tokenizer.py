@@ -119,7 +119,7 @@ def test_an_unknown_pattern_shows_itself_and_the_flag(stated: dict[str, Any], ll
 
 
 def test_the_override_reaches_the_plan(llama3: Path) -> None:
-    plan = plan_gguf(match_checkpoint(open_checkpoint(llama3)), RECIPES["Q8_0"], pre_tokenizer="smaug-bpe")
+    plan = plan_gguf(match_checkpoint(open_checkpoint(llama3), "smaug-bpe"), RECIPES["Q8_0"])
     assert plan.metadata[T + "pre"] == Value(Kind.STRING, "smaug-bpe")
 
 
