@@ -2,12 +2,14 @@
 
 import functools
 import os
+import platform
 import re
+import resource
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 
@@ -61,25 +63,22 @@ class ProcessMemory:
 
 def cpu_name() -> str:
     """The processor's name as it calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    import platform
-
-    return platform.processor() or platform.machine()
+    return _cpu_line("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
     """Instruction sets by /proc/cpuinfo's names (avx2, avx512f, asimddp, ...); empty where it is not there."""
+    return frozenset(_cpu_line("flags|Features").split())
+
+
+def _cpu_line(name: str) -> str:
+    """What /proc/cpuinfo says under a name, a regular expression, of the first processor; empty where it does not."""
     try:
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(rf"^(?:{name})\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        return frozenset()
-    return frozenset(found[1].split()) if found else frozenset()
+        return ""
+    return found[1].strip() if found else ""
 
 
 def physical_cores(root: Path = ROOT, allowed: Collection[int] | None = None) -> int:
@@ -152,8 +151,6 @@ def process_memory() -> ProcessMemory:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        import resource
-
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return ProcessMemory(peak if sys.platform == "darwin" else peak * 1024, 0, 0, 0)
     found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)}
@@ -168,20 +165,6 @@ def process_memory() -> ProcessMemory:
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 
 
-class Nvml(Protocol):
-    """The part of NVML that is used here, by pynvml's names; NVMLError is raised by all of them."""
-
-    NVMLError: type[Exception]
-
-    def nvmlInit(self) -> None: ...
-    def nvmlSystemGetDriverVersion(self) -> str: ...
-    def nvmlSystemGetCudaDriverVersion(self) -> int: ...
-    def nvmlDeviceGetCount(self) -> int: ...
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
-    def nvmlDeviceGetName(self, handle: Any) -> str: ...
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
-
-
 def load_nvml() -> Any:
     """pynvml. It loads the driver's library in nvmlInit only, so it can be imported without a GPU."""
     import pynvml
@@ -189,10 +172,10 @@ def load_nvml() -> Any:
     return pynvml
 
 
-def find_gpus(nvml: Nvml | None = None) -> tuple[Gpu, ...]:
+def find_gpus(nvml: Any = None) -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that the driver reports now; empty without a driver. Free memory is of this moment.
 
-    nvml: the driver's library, for tests; None is the real one.
+    nvml: a module like pynvml; None is the real one.
     """
     nvml = nvml or load_nvml()
     try:

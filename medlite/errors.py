@@ -20,19 +20,28 @@ MedliteError
 
 
 class MedliteError(Exception):
-    """An error with a message for a person: where, what was found, what was needed; `hint` says what to do."""
+    """An error with a message for a person: where, what was found, what was expected; `hint` says what to do."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
 
 
-class CheckpointError(MedliteError):
-    pass
-
-
-class TokenizerError(CheckpointError):
-    pass
+# fmt: off
+class CheckpointError(MedliteError): ...
+class TokenizerError(CheckpointError): ...
+class RecipeError(MedliteError): ...
+class ArtifactError(MedliteError): ...
+class OutputError(MedliteError): ...
+class EngineError(MedliteError): ...
+class DeviceError(EngineError): ...
+class MemoryShortError(EngineError): ...
+class ContextError(EngineError): ...
+class ServerError(EngineError): ...
+class RefusedError(ServerError): ...
+class TaskError(MedliteError): ...
+class RecordError(MedliteError): ...
+# fmt: on
 
 
 class NotFiniteError(CheckpointError):
@@ -44,50 +53,6 @@ class NotFiniteError(CheckpointError):
             hint="the checkpoint is damaged: download it again, or report it to whoever made it",
         )
         self.row = row
-
-
-class RecipeError(MedliteError):
-    pass
-
-
-class ArtifactError(MedliteError):
-    pass
-
-
-class OutputError(MedliteError):
-    pass
-
-
-class EngineError(MedliteError):
-    pass
-
-
-class DeviceError(EngineError):
-    pass
-
-
-class MemoryShortError(EngineError):
-    pass
-
-
-class ContextError(EngineError):
-    pass
-
-
-class ServerError(EngineError):
-    pass
-
-
-class RefusedError(ServerError):
-    pass
-
-
-class TaskError(MedliteError):
-    pass
-
-
-class RecordError(MedliteError):
-    pass
 
 
 class MissingExtraError(MedliteError):

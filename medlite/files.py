@@ -92,9 +92,9 @@ def write_text_whole(path: Path, text: str, *, force: bool = True) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json_whole(path: Path, value: Any, *, force: bool = True) -> None:
+def write_json_whole(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys, whole or not at all."""
-    write_text_whole(path, json_text(value), force=force)
+    write_text_whole(path, json_text(value))
 
 
 def json_text(value: Any) -> str:

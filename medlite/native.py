@@ -203,8 +203,9 @@ class Vocabulary:
     def __init__(self, model_pointer: Any) -> None:
         self.pointer = library().llama_model_get_vocab(model_pointer)
         self.n_tokens = int(library().llama_vocab_n_tokens(self.pointer))
-        self._pieces: dict[int, bytes] = {}  # asked for again and again, and slow to ask for
-        self._ends: dict[int, bool] = {}
+        # Asked for again and again, and slow to ask for. piece: the bytes of one token; a control token has none.
+        # is_end: whether a token ends a turn or a text; a vocabulary may have several.
+        self.piece, self.is_end = cache(self._piece), cache(self._is_end)
 
     def text(self, token: int) -> str:
         """The entry of a token, as a template names it; empty for no token (-1)."""
@@ -222,14 +223,7 @@ class Vocabulary:
             size = -n
         raise EngineError(f"text of {len(raw)} bytes cannot be tokenized")
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; a control token has none."""
-        found = self._pieces.get(token)
-        if found is None:
-            found = self._pieces[token] = self._read_piece(token)
-        return found
-
-    def _read_piece(self, token: int) -> bytes:
+    def _piece(self, token: int) -> bytes:
         native = library()
         buffer = ctypes.create_string_buffer(64)
         n = native.llama_token_to_piece(self.pointer, token, buffer, 64, 0, False)
@@ -238,12 +232,8 @@ class Vocabulary:
             n = native.llama_token_to_piece(self.pointer, token, buffer, -n, 0, False)
         return buffer.raw[:n]
 
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends a turn or a text; a vocabulary may have several."""
-        found = self._ends.get(token)
-        if found is None:
-            found = self._ends[token] = bool(library().llama_vocab_is_eog(self.pointer, token))
-        return found
+    def _is_end(self, token: int) -> bool:
+        return bool(library().llama_vocab_is_eog(self.pointer, token))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""GGUF version 3: read and write the header. Tensor data is reached by offset; this file never loads it.
+"""GGUF: the header of versions 2 and 3 read, of version 3 written. Tensor data is reached by offset, never loaded.
 
 Layout (source: ggml docs/gguf.md): magic, version, counts, key-values, tensor infos, padding, data.
 Everything is little-endian. What comes from a file is hostile until checked: counts against the bytes left,
@@ -192,16 +192,13 @@ def pack_header(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo]) ->
     return raw + b"\0" * (pad_to(len(raw), alignment) - len(raw))
 
 
-def place_tensors(
-    rows: Sequence[tuple[str, GgmlType, tuple[int, ...]]], alignment: int = DEFAULT_ALIGNMENT
-) -> tuple[TensorInfo, ...]:
-    """TensorInfos with offsets in the given order, each padded to `alignment`."""
+def place_tensors(rows: Sequence[tuple[str, GgmlType, tuple[int, ...]]]) -> tuple[TensorInfo, ...]:
+    """TensorInfos with offsets in the given order, each padded to DEFAULT_ALIGNMENT."""
     placed: list[TensorInfo] = []
     offset = 0
     for name, ggml_type, shape in rows:
-        info = TensorInfo(name, ggml_type, shape, offset)
-        placed.append(info)
-        offset = pad_to(offset + info.n_bytes, alignment)
+        placed.append(TensorInfo(name, ggml_type, shape, offset))
+        offset = pad_to(offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
     return tuple(placed)
 
 

@@ -24,21 +24,15 @@ BYTE = re.compile(r"\(byte (\d+)\)")
 
 
 def read_json(
-    path: Path,
-    expected: type[T],
-    error: type[MedliteError],
-    *,
-    hint: str | None = None,
-    most_bytes: int = MOST_BYTES,
-    unique_keys: bool = False,
+    path: Path, expected: type[T], error: type[MedliteError], *, hint: str | None = None, most_bytes: int = MOST_BYTES
 ) -> T:
     """The value in the UTF-8 file at `path`, of type `expected`: a msgspec Struct, a dataclass or plain types.
 
     Raises `error`, with `hint`, naming the file, the key, what was found and what was expected. A missing file is such
-    an error too. unique_keys: an object with a duplicate key is refused.
+    an error too.
     """
     raw = read_bytes(path, error, hint, most_bytes)
-    return decode_json(raw, expected, error, where=str(path), hint=hint, unique_keys=unique_keys)
+    return decode_json(raw, expected, error, where=str(path), hint=hint)
 
 
 def read_json_of(
@@ -67,7 +61,8 @@ def decode_json(
     hint: str | None = None,
     unique_keys: bool = False,
 ) -> T:
-    """The value that `raw` holds, as `read_json`. where: the file and place, for the message.
+    """The value that `raw` holds, as `read_json`. where: the file and place, for the message. unique_keys: an object
+    with a duplicate key is refused.
 
     An error inside dict[str, X] cannot name the key: decode to dict[str, msgspec.Raw], then each value with its own
     `where`.
@@ -77,37 +72,30 @@ def decode_json(
             raw.decode()  # msgspec skips over what the type does not ask for, this does not
         value = msgspec.json.decode(raw, type=expected, dec_hook=_path)
         if unique_keys:
-            _check_unique_keys(bytes(raw) if isinstance(raw, msgspec.Raw) else raw)
+            _check_unique_keys(bytes(raw) if isinstance(raw, msgspec.Raw) else raw, error, where, hint)
     except UnicodeError as cause:
-        raise error(f"{where}: not UTF-8: {_unicode_fault(cause)}", hint) from cause
+        fault = f"{cause.reason} (byte {cause.start})" if isinstance(cause, UnicodeDecodeError) else cause
+        raise error(f"{where}: not UTF-8: {fault}", hint) from cause
     except RecursionError as cause:
         raise error(f"{where}: not JSON: nested too deeply", hint) from cause
     except msgspec.ValidationError as cause:
         raise error(f"{where}: {_place(cause)}", hint) from cause
-    except _DuplicateKeyError as cause:
-        raise error(f"{where}: {cause}", hint) from cause
     except msgspec.DecodeError as cause:
         raise error(f"{where}: not JSON: {_fault(cause, raw)}", hint) from cause
     return value
 
 
-def convert_value(
-    value: Any, expected: type[T], error: type[MedliteError], *, where: str, hint: str | None = None
-) -> T:
+def convert_value(value: Any, expected: type[T], error: type[MedliteError], *, where: str) -> T:
     """`value`, of plain types (of TOML, of a part already decoded), as `expected`. Raises `error` as `decode_json`."""
     try:
         return msgspec.convert(value, expected)
     except msgspec.ValidationError as cause:
-        raise error(f"{where}: {_place(cause)}", hint) from cause
+        raise error(f"{where}: {_place(cause)}") from cause
 
 
 def _path(expected: type, value: Any) -> Any:
     """A path, which JSON has as text. What fits no type beyond msgspec's own is refused by msgspec afterwards."""
     return Path(value) if expected is Path and isinstance(value, str) else value
-
-
-class _DuplicateKeyError(ValueError):
-    """Raised inside the decoding of json, which hands it on."""
 
 
 class _Tagged(msgspec.Struct):
@@ -129,17 +117,17 @@ def read_bytes(path: Path, error: type[MedliteError], hint: str | None, most_byt
     return raw
 
 
-def _check_unique_keys(raw: bytes | str) -> None:
-    """Raise _DuplicateKeyError for an object, anywhere in `raw`, that has a key twice."""
-    json.loads(raw, object_pairs_hook=_refuse_duplicates, parse_int=str)  # str: any number of digits
+def _check_unique_keys(raw: bytes | str, error: type[MedliteError], where: str, hint: str | None) -> None:
+    """Raise `error` for an object, anywhere in `raw`, that has a key twice."""
 
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise error(f"{where}: duplicate key {key!r}", hint)
+            seen.add(key)
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise _DuplicateKeyError(f"duplicate key {key!r}")
-        seen.add(key)
+    json.loads(raw, object_pairs_hook=refuse_duplicates, parse_int=str)  # str: any number of digits
 
 
 def _place(cause: msgspec.ValidationError) -> str:
@@ -149,10 +137,6 @@ def _place(cause: msgspec.ValidationError) -> str:
     message = message.replace("Object missing required field", "missing key", 1)
     key = place.strip("`").rpartition("$")[2].removeprefix(".")
     return f"{key}: {message}" if key else message
-
-
-def _unicode_fault(cause: UnicodeError) -> str:
-    return f"{cause.reason} (byte {cause.start})" if isinstance(cause, UnicodeDecodeError) else str(cause)
 
 
 def _fault(cause: msgspec.DecodeError, raw: bytes | str | msgspec.Raw) -> str:
