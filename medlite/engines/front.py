@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
+
 from medlite.engines.access import Access
 from medlite.engines.engine import EngineInfo, GeneratedToken, GenerationSettings, Logits, LogitsRequest, OnPrompt
 from medlite.engines.grammar import Grammar, TokenTable
 from medlite.engines.reply import Reply
 from medlite.engines.requests import check_logits_request, checked_prompt
 from medlite.engines.sampler import PENALTY_WINDOW, Sampler
+from medlite.errors import EngineError
 
 # Yields a reply to the tokens of a prompt. It reads the prompt and reports that to the last argument.
 Write: TypeAlias = Callable[[list[int], Sampler, Reply, OnPrompt], Iterator[GeneratedToken]]
@@ -49,7 +52,14 @@ class Front:
         self, requests: list[LogitsRequest], read: Callable[[list[LogitsRequest]], Iterator[Logits]]
     ) -> Iterator[Logits]:
         with self.access.exclusive():
-            yield from read(requests)
+            for rows in read(requests):
+                if not np.isfinite(rows.max(axis=1, initial=0)).all():
+                    raise EngineError(
+                        f"{self._info.model_name}: the model returned NaN or infinite logits",
+                        hint="the weights may be damaged: medlite verify; or the recipe too low for this model",
+                    )
+                yield rows
+                self.access.check_open()
 
     def generate(
         self, tokens: Sequence[int], settings: GenerationSettings, on_prompt: OnPrompt | None, write: Write

@@ -183,6 +183,17 @@ def test_closing_twice_is_once_and_what_is_closed_refuses(name: str, tmp_path: P
                 call()
 
 
+@pytest.mark.parametrize("name", [pytest.param("torch", marks=pytest.mark.slow), "llamacpp", "ort", "toy"])
+def test_an_engine_that_is_closed_between_two_requests_says_so(name: str, tmp_path: Path) -> None:
+    """llama.cpp would read on in memory that was freed."""
+    engine = OPENERS[name](tmp_path)
+    running = engine.logits([LogitsRequest((i % 16, i // 16), (1,)) for i in range(200)])
+    next(running)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        next(running)
+
+
 def test_a_reply_follows_a_grammar(engine: LocalEngine) -> None:
     grammar = lark_from_gbnf('root ::= "ab" "c"{2,3}')
     steps = list(engine.generate(PROMPT, GenerationSettings(max_tokens=20, grammar=grammar)))
