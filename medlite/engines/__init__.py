@@ -32,34 +32,18 @@ class EngineRow:
 
 
 # opener(path, OpenSettings, OnLoad | None) -> LocalEngine
+# fmt: off
 ENGINES: dict[str, EngineRow] = {
-    "llamacpp": EngineRow(
-        "medlite.engines.llamacpp.engine",
-        "open_llamacpp",
-        opens="gguf",
-        refuses={"dtype": "a GGUF file fixes the types of its weights"},
-    ),
-    "ort": EngineRow(
-        "medlite.engines.ort.engine",
-        "open_ort",
-        opens="onnx",
-        extra="onnx",
-        refuses={
-            "kv_type": "an ONNX graph fixes the type of its cache",
-            "dtype": "an ONNX graph fixes the types of its weights",
-        },
-    ),
-    "torch": EngineRow(
-        "medlite.engines.torch",
-        "open_torch_reference",
-        opens="checkpoint",
-        extra="torch",
-        refuses={
-            "kv_type": "Transformers keeps its cache in the type of the weights",
-            "n_batch": "Transformers reads a prompt at once",
-        },
-    ),
+    "llamacpp": EngineRow("medlite.engines.llamacpp.engine", "open_llamacpp", opens="gguf", refuses={
+        "dtype": "a GGUF file fixes the types of its weights"}),
+    "ort": EngineRow("medlite.engines.ort.engine", "open_ort", opens="onnx", extra="onnx", refuses={
+        "kv_type": "an ONNX graph fixes the type of its cache",
+        "dtype": "an ONNX graph fixes the types of its weights"}),
+    "torch": EngineRow("medlite.engines.torch", "open_torch_reference", opens="checkpoint", extra="torch", refuses={
+        "kv_type": "Transformers keeps its cache in the type of the weights",
+        "n_batch": "Transformers reads a prompt at once"}),
 }
+# fmt: on
 # The same for a model behind a server, which has an address instead of a path.
 # opener(url, model, exact) -> AnswersEngine
 SERVER_ENGINES: dict[str, EngineRow] = {

@@ -65,7 +65,7 @@ class _Tokens:
 
 
 class Grammar:
-    """A `sampler.Constraint`: the state of a grammar after the tokens that were accepted."""
+    """The state of a grammar after the tokens that were accepted."""
 
     def __init__(self, tokens: TokenTable, text: str) -> None:
         """Raises EngineError for a text that is no grammar, or one beyond LIMITS."""
@@ -74,6 +74,7 @@ class Grammar:
         self._check()
 
     def allows(self, token: int) -> bool:
+        """Whether the token may come next."""
         if token in self._tokens.ends:
             return self._matcher.is_accepting()
         allowed = self._matcher.validate_tokens([token]) == 1

@@ -7,12 +7,12 @@ The draw itself is numpy's, so texts differ from llama.cpp's at the same seed; t
 import math
 from collections import deque
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medlite.engines.engine import GenerationSettings, Logits
+from medlite.engines.grammar import Grammar
 from medlite.errors import EngineError
 
 # Source: llama.cpp common/common.h, common_params_sampling.penalty_last_n.
@@ -22,28 +22,18 @@ LIKELY_TOKENS = 256  # looked at before a whole vocabulary
 PREFIXES = (1024, 16384)  # how many of the likeliest tokens are sorted before all are
 
 
-class Constraint(Protocol):
-    """What a reply is held to, a grammar: it knows which tokens may follow those that were accepted."""
-
-    def allows(self, token: int) -> bool: ...
-
-    def allowed(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]: ...
-
-    def accept(self, token: int) -> None: ...
-
-
 class Sampler:
     """Chooses tokens under `settings`. Holds the seeded generator and the tokens that a repeat penalty looks at.
 
-    Under a constraint a token is drawn freely first; if it is not allowed, another is drawn among the allowed ones.
+    Under a grammar a token is drawn freely first; if it is not allowed, another is drawn among the allowed ones.
     Without filters that is the model's distribution given what is allowed: p + (1 - a) p / a = p / a, where a is the
     allowed tokens' share.
     """
 
     def __init__(
-        self, settings: GenerationSettings, recent: Iterable[int] = (), constraint: Constraint | None = None
+        self, settings: GenerationSettings, recent: Iterable[int] = (), grammar: Grammar | None = None
     ) -> None:
-        self.settings, self._constraint = settings, constraint
+        self.settings, self._grammar = settings, grammar
         self._random = np.random.default_rng(settings.seed)
         self._recent: deque[int] = deque(recent, maxlen=PENALTY_WINDOW)
         self._scratch = np.empty(0, dtype=np.float32)
@@ -63,17 +53,17 @@ class Sampler:
         scores = self._penalised(logits) if self.settings.repeat_penalty != 1.0 else logits
         greedy = self.settings.temperature <= 0 and scores is logits
         token = likeliest if greedy else self._pick(scores)
-        if self._constraint is not None:
-            if not self._constraint.allows(token):
-                token = self._pick(self._allowed_only(scores, self._constraint))
-            self._constraint.accept(token)
+        if self._grammar is not None:
+            if not self._grammar.allows(token):
+                token = self._pick(self._allowed_only(scores, self._grammar))
+            self._grammar.accept(token)
         self._recent.append(token)
         return token, float(logits[token]) - peak - math.log(self._sum_exp(logits, peak))
 
     def _pick(self, scores: Logits) -> int:
         return int(scores.argmax()) if self.settings.temperature <= 0 else self._draw(scores)
 
-    def _allowed_only(self, scores: Logits, constraint: Constraint) -> Logits:
+    def _allowed_only(self, scores: Logits, grammar: Grammar) -> Logits:
         """The scores of allowed tokens, the others -inf: of those that can be chosen, or of all.
 
         Raises EngineError if no token is allowed.
@@ -81,7 +71,7 @@ class Sampler:
         n_needed = 1 if self.settings.temperature <= 0 else self.settings.top_k
         for n in (LIKELY_TOKENS, len(scores)):
             tokens = top_tokens(scores, n) if n < len(scores) else np.arange(len(scores))
-            tokens = tokens[constraint.allowed(tokens)]
+            tokens = tokens[grammar.allowed(tokens)]
             if len(tokens) >= n_needed > 0:
                 break
         if not len(tokens):

@@ -177,12 +177,6 @@ class TorchReferenceEngine:
     def _free(self) -> None:
         self._model = None
 
-    def __enter__(self) -> "TorchReferenceEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 class JoinedText:
     """The bytes that each token adds to a text: byte-level pieces join only in the whole of it."""

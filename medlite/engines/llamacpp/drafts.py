@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from medlite.engines.engine import N_BATCH, EngineInfo, OpenSettings
-from medlite.engines.llamacpp.load import load_model
-from medlite.engines.llamacpp.memory import max_outputs, n_cells_for, read_shape
-from medlite.engines.llamacpp.native import Context, ContextSettings, Model
+from medlite.engines.engine import EngineInfo, OpenSettings
+from medlite.engines.llamacpp.guard import load_model
+from medlite.engines.llamacpp.memory import read_shape
+from medlite.engines.llamacpp.native import Context, Model
 from medlite.engines.llamacpp.place import place
 from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.errors import EngineError
@@ -132,22 +132,15 @@ def open_drafter(draft: Path | str, model: Model, info: EngineInfo) -> Drafter:
         return Lookup()
     path = Path(draft)
     shape = read_shape(read_header(path))
-    placement = place(shape, OpenSettings(info.device, min(info.n_context, shape.n_context_trained or info.n_context)))
+    n_context = min(info.n_context, shape.n_context_trained or info.n_context)
+    settings = OpenSettings(info.device, n_context, info.n_threads)
+    placement = place(shape, settings)
     small = load_model(path, n_gpu_layers=placement.n_gpu_layers)
     try:
         check_same_vocabulary(path, small, model)
         if not small.can_rewind:
             raise EngineError(f"{path}: the memory of a recurrent model cannot be cut back", hint="--draft lookup")
-        context = Context(
-            small,
-            ContextSettings(
-                n_cells=n_cells_for(placement.n_context, N_BATCH),
-                n_batch=N_BATCH,
-                n_outputs=max_outputs(small.n_vocab, N_BATCH),
-                n_threads=info.n_threads,
-                kv_type=OpenSettings.kv_type,
-            ),
-        )
+        context = Context(small, placement.n_context, settings)
     except BaseException:
         small.free()
         raise

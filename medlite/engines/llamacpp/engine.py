@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medlite.devices import physical_cores
 from medlite.engines.engine import (
     DraftCounts,
     EngineInfo,
@@ -24,9 +23,9 @@ from medlite.engines.front import Front
 from medlite.engines.grammar import token_table
 from medlite.engines.llamacpp import state
 from medlite.engines.llamacpp.drafts import Drafter, open_drafter
-from medlite.engines.llamacpp.load import load_model
-from medlite.engines.llamacpp.memory import EXACT_ROWS, KV_TYPES, MemoryEstimate, max_outputs, n_cells_for, read_shape
-from medlite.engines.llamacpp.native import Context, ContextSettings, Model
+from medlite.engines.llamacpp.guard import load_model
+from medlite.engines.llamacpp.memory import EXACT_ROWS, KV_TYPES, MemoryEstimate, read_shape
+from medlite.engines.llamacpp.native import Context, Model
 from medlite.engines.llamacpp.place import place
 from medlite.engines.llamacpp.scoring import Scorer
 from medlite.engines.llamacpp.sequence import ResidentSequence
@@ -169,12 +168,6 @@ class LlamaCppEngine:
         self._context.free()
         self._model.free()
 
-    def __enter__(self) -> "LlamaCppEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def open_llamacpp(path: Path, settings: OpenSettings, on_progress: OnLoad | None = None) -> LlamaCppEngine:
     """Load a GGUF file. Raises MemoryShortError before the load if it cannot fit, EngineError if llama.cpp refuses."""
@@ -188,16 +181,7 @@ def open_llamacpp(path: Path, settings: OpenSettings, on_progress: OnLoad | None
     placement = place(read_shape(header), settings)
     model = load_model(path, n_gpu_layers=placement.n_gpu_layers, on_progress=on_progress)
     try:
-        context = Context(
-            model,
-            ContextSettings(
-                n_cells=n_cells_for(placement.n_context, n_batch),
-                n_batch=n_batch,
-                n_outputs=max_outputs(model.n_vocab, n_batch),
-                n_threads=settings.n_threads or physical_cores(),
-                kv_type=kv_type,
-            ),
-        )
+        context = Context(model, placement.n_context, settings)
     except BaseException:
         model.free()
         raise
@@ -209,7 +193,7 @@ def open_llamacpp(path: Path, settings: OpenSettings, on_progress: OnLoad | None
         model_name=str(header.get("general.name") or path.stem),
         n_vocab=model.n_vocab,
         n_context=placement.n_context,
-        n_threads=context.settings.n_threads,
+        n_threads=context.n_threads,
         load_seconds=time.perf_counter() - started,
         n_gpu_layers=placement.n_gpu_layers,
         settings={"kv_type": kv_type, "n_batch": str(n_batch), "flash_attention": "auto"},

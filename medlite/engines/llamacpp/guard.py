@@ -14,9 +14,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from medlite.engines.engine import OnLoad
+from medlite.engines.llamacpp.native import Model
 from medlite.errors import EngineError, OutputError
 from medlite.memo import Memo
-from medlite.native import library, library_path, requirement
+from medlite.native import library, library_path, requirement, working_on
 
 CHILD_SECONDS = 120
 # Files that loaded well: path -> bytes, time of change in ns, llama-cpp-python.
@@ -44,6 +46,16 @@ if model:
 """
 
 
+def load_model(path: Path, *, n_gpu_layers: int, on_progress: OnLoad | None = None) -> Model:
+    """The model of the file at `path`. Raises EngineError with llama.cpp's reason, also where llama.cpp crashes."""
+    check_load(path)
+    working_on(f"loading {path}")
+    model = Model(path, n_gpu_layers=n_gpu_layers, on_progress=on_progress)
+    working_on(f"computing with {path.name}")
+    remember(path)
+    return model
+
+
 def check_load(path: Path) -> None:
     """Raise EngineError, with the signal and llama.cpp's reason, if loading `path` crashes and it never loaded well."""
     if not is_remembered(path):
@@ -64,25 +76,11 @@ def try_load(path: Path) -> None:
     for_context.n_ctx = for_context.n_batch = for_context.n_ubatch = 512
     if len(bytes(for_model)) % 8 or len(bytes(for_context)) % 8:
         return
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        CHILD,
-        str(library_path("llama")),
-        str(path),
-        bytes(for_model).hex(),
-        bytes(for_context).hex(),
-    ]
+    arguments = [str(library_path("llama")), str(path), bytes(for_model).hex(), bytes(for_context).hex()]
+    command = [sys.executable, "-I", "-S", "-c", CHILD, *arguments]
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     try:
-        child = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=CHILD_SECONDS,
-            check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
+        child = subprocess.run(command, capture_output=True, timeout=CHILD_SECONDS, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return
     if child.returncode < 0:

@@ -7,15 +7,15 @@ and shifted (abetlen/llama-cpp-python issue 1983).
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medlite.engines.engine import Logits
-from medlite.engines.llamacpp.memory import KV_TYPES, MAX_SEQUENCES
+from medlite.devices import physical_cores
+from medlite.engines.engine import Logits, OpenSettings
+from medlite.engines.llamacpp.memory import KV_TYPES, MAX_SEQUENCES, max_outputs, n_cells_for
 from medlite.errors import EngineError
 from medlite.formats.gguf import GGML_TYPES
 from medlite.native import Vocabulary, failure, forget_log, library, logged_buffers
@@ -24,17 +24,6 @@ MAX_ROWS = 1024
 FLASH_ATTENTION_AUTO = -1  # llama.h, enum llama_flash_attn_type: where the device has it
 
 DECODE_OK, DECODE_ABORTED = 0, 2  # llama.h, llama_decode
-
-
-@dataclass(frozen=True)
-class ContextSettings:
-    """What a context is made with. n_cells: of the KV cache. n_outputs: rows of logits that one decode may return."""
-
-    n_cells: int
-    n_batch: int
-    n_outputs: int
-    n_threads: int
-    kv_type: str
 
 
 class Model:
@@ -74,16 +63,21 @@ class Model:
 
 
 class Context:
-    """A KV cache and the scratch to decode with, on one model."""
+    """A KV cache of `n_cells` and the scratch to decode with, on one model. n_outputs: rows of logits that one decode
+    may return.
+    """
 
-    def __init__(self, model: Model, settings: ContextSettings) -> None:
-        """Allocate it. Raises EngineError with llama.cpp's reason."""
+    def __init__(self, model: Model, n_context: int, settings: OpenSettings) -> None:
+        """Allocate it for sequences of `n_context` tokens. Raises EngineError with llama.cpp's reason."""
         native = library()
+        self.n_vocab, self.n_batch = model.n_vocab, settings.n_batch
+        self.n_cells, self.n_outputs = n_cells_for(n_context, self.n_batch), max_outputs(self.n_vocab, self.n_batch)
+        self.n_threads = settings.n_threads or physical_cores()
         parameters = native.llama_context_default_params()
-        parameters.n_ctx = settings.n_cells
-        parameters.n_batch = parameters.n_ubatch = settings.n_batch
-        parameters.n_outputs_max = settings.n_outputs
-        parameters.n_threads = parameters.n_threads_batch = settings.n_threads
+        parameters.n_ctx = self.n_cells
+        parameters.n_batch = parameters.n_ubatch = self.n_batch
+        parameters.n_outputs_max = self.n_outputs
+        parameters.n_threads = parameters.n_threads_batch = self.n_threads
         parameters.type_k = parameters.type_v = GGML_TYPES[KV_TYPES[settings.kv_type]].id
         parameters.flash_attn_type = FLASH_ATTENTION_AUTO
         # A unified cache is one pool of cells for all sequences, and lets a token belong to several of them.
@@ -95,7 +89,6 @@ class Context:
         if not self.pointer:
             raise failure("llama.cpp cannot make a context", "a smaller --context or another --kv-type")
         self.buffer_bytes = logged_buffers()
-        self.n_vocab, self.settings = model.n_vocab, settings
         self._rows: dict[int | None, Logits] = {}
         # The library's own binding makes a typed pointer of each address, which takes longer than the call.
         self._logits_address = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
@@ -189,7 +182,7 @@ class Batch:
         self.n_sequences = np.ones(n_tokens, dtype=np.int32)
         self.wanted = np.zeros(n_tokens, dtype=np.int8)
         self.sequences = np.zeros(n_tokens, dtype=np.uintp)  # per token a pointer into `_ids`
-        self._ids = np.arange(MAX_SEQUENCES, dtype=np.int32)  # a run first..last is a slice of 0..255
+        self._ids = np.arange(MAX_SEQUENCES, dtype=np.int32)  # a run first..last is a slice of it
         self._first_id = self._ids.ctypes.data
         self.sequences[:] = self._first_id
         self.struct = native.llama_batch()

@@ -16,7 +16,6 @@ from medlite.engines.engine import EngineInfo, Logits, LogitsRequest
 from medlite.engines.llamacpp.memory import EXACT_ROWS, MAX_SEQUENCES
 from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.engines.requests import windows
-from medlite.errors import EngineError
 
 FILLING = MAX_SEQUENCES - 1  # the sequence of the tokens that fill up a decode
 
@@ -26,8 +25,8 @@ class Scorer:
 
     def __init__(self, resident: ResidentSequence, info: EngineInfo) -> None:
         self._resident, self._info = resident, info
-        settings = resident.context.settings
-        self._n_cells, self._n_batch, self._n_outputs = settings.n_cells, settings.n_batch, settings.n_outputs
+        context = resident.context
+        self._n_cells, self._n_batch, self._n_outputs = context.n_cells, context.n_batch, context.n_outputs
 
     def logits(self, requests: Sequence[LogitsRequest]) -> Iterator[Logits]:
         """One array (len(positions), n_vocab) per request. The context must be empty."""
@@ -60,11 +59,6 @@ class Scorer:
             self._decode(wave, start, end)
             for slot in np.flatnonzero(wave.wanted[start:end]):
                 values[row_of[start + slot]] = self._resident.context.logits_at(int(slot))
-        if not np.isfinite(values.max(axis=1, initial=0)).all():
-            raise EngineError(
-                f"{self._info.model_name}: the model returned NaN or infinite logits",
-                hint="the file may be damaged, or its recipe too low for this model",
-            )
         rows = [values[row_of[slots]] for slots in wave.slots]
         return rows, [kept, *(branch.tokens for branch in branches[:n])]
 

@@ -19,7 +19,7 @@ class ResidentSequence:
 
     def __init__(self, model: Model, context: Context) -> None:
         self.model, self.context = model, context
-        self.n_batch = context.settings.n_batch
+        self.n_batch = context.n_batch
         self.batch = Batch(self.n_batch)
         self.tokens: list[int] = []
         self.n_decodes = self.n_tokens_read = 0

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,31 +25,21 @@ FACTS_MOST_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What must be equal for a state to fit: the file, the runtime, and how its cache is laid out."""
-
-    model: str
-    file_bytes: int
-    modified_ns: int
-    engine_version: str
-    device: str
-    n_vocab: int
-    kv_type: str
+Identity = Mapping[str, str | int]  # what must be equal for a state to fit
 
 
 def identify(path: Path, info: EngineInfo) -> Identity:
-    """The identity of the model file at `path` in its engine. A file that was touched counts as another."""
+    """The model file at `path`, its runtime, its cache's layout. A file that was touched counts as another."""
     status = path.stat()
-    return Identity(
-        info.model_name,
-        status.st_size,
-        status.st_mtime_ns,
-        info.engine_version,
-        info.device,
-        info.n_vocab,
-        info.settings["kv_type"],
-    )
+    return {
+        "model": info.model_name,
+        "file_bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "engine_version": info.engine_version,
+        "device": info.device,
+        "n_vocab": info.n_vocab,
+        "kv_type": info.settings["kv_type"],
+    }
 
 
 def save_state(path: Path, resident: ResidentSequence, identity: Identity) -> int:
@@ -67,7 +56,7 @@ def save_state(path: Path, resident: ResidentSequence, identity: Identity) -> in
         part.unlink(missing_ok=True)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         n_bytes = resident.context.save_sequence(part, 0, tokens)
-        facts = json.dumps({**vars(identity), "n_tokens": len(tokens), "n_bytes": n_bytes}).encode()
+        facts = json.dumps({**identity, "n_tokens": len(tokens), "n_bytes": n_bytes}).encode()
         with part.open("r+b") as handle:
             handle.seek(0, os.SEEK_END)
             handle.write(facts + len(facts).to_bytes(8, "little"))
@@ -87,7 +76,7 @@ def restore_state(path: Path, resident: ResidentSequence, identity: Identity, n_
         return RestoredState(0, f"{path}: {error.strerror or error}")
     if isinstance(found, str):
         return RestoredState(0, f"{path}: {found}")
-    for name, value in vars(identity).items():
+    for name, value in identity.items():
         if found.get(name) != value:
             return RestoredState(0, f"{path}: its {name.replace('_', ' ')} is {found.get(name)!r}, here {value!r}")
     if found["n_tokens"] > n_context:

@@ -33,7 +33,7 @@ from medlite.engines.ort.tokenizer import FolderTokenizer, open_tokenizer
 from medlite.engines.reply import Reply
 from medlite.engines.requests import WINDOW_BYTES, checked_token, windows
 from medlite.engines.sampler import Sampler
-from medlite.errors import ArtifactError, EngineError
+from medlite.errors import ArtifactError
 from medlite.formats.onnx_folder import OnnxFacts, folder_bytes, is_onnx_folder, read_onnx_facts
 
 SHARED_WORTH_IT = 4  # sequences are chained if they share at least one token in this many
@@ -42,8 +42,6 @@ MAX_BATCH = 16
 # (1.15 to 1.75 measured).
 MEMORY_FACTORS = {32: 2.0, 16: 3.0}
 DEFAULT_MEMORY_FACTOR = 1.75
-
-Decoder = session.CachedDecoder | GrowingDecoder
 
 
 class OrtEngine:
@@ -58,9 +56,8 @@ class OrtEngine:
         n_batch: int,
     ) -> None:
         self.info, self._n_batch = info, n_batch
-        self._opened: session.Opened | None = opened
-        self._facts, self._tokenizer = facts, tokenizer
-        self._decoder: Decoder | None = (
+        self._opened, self._facts, self._tokenizer = opened, facts, tokenizer
+        self._decoder = (
             session.CachedDecoder(opened, facts, info.n_context)
             if facts.shared_cache
             else GrowingDecoder(opened, facts)
@@ -88,18 +85,18 @@ class OrtEngine:
         return self._front.logits(requests, self._read_all)
 
     def _read_all(self, requests: list[LogitsRequest]) -> Iterator[Logits]:
-        decoder = self._loaded
-        self._forget(decoder)
+        self._rewind(0)
         try:
             for window in windows(requests, self.info.n_vocab):
                 branches, index = prefix.distinct_sequences(window)
-                rows = self._read_window(decoder, branches)
+                rows = self._read_window(branches)
                 for request, i in zip(window, index, strict=True):
                     yield rows[i][np.searchsorted(branches[i].wanted, request.positions)]
         finally:
-            self._forget(decoder)
+            if not self._access.closed:
+                self._rewind(0)
 
-    def _read_window(self, decoder: Decoder, branches: list[prefix.Branch]) -> list[Logits]:
+    def _read_window(self, branches: list[prefix.Branch]) -> list[Logits]:
         """The wanted logits of every branch: behind what it shares with the one before, or side by side."""
         n_tokens = sum(len(branch.tokens) for branch in branches)
         n_shared = sum(prefix.keepable(branch, before.tokens) for before, branch in itertools.pairwise(branches))
@@ -110,24 +107,24 @@ class OrtEngine:
             or 2 * longest > self._n_batch
             or (0 < self._facts.long_rope_from < longest)
         ):
-            return [self._finite(self._read_branch(decoder, branch)) for branch in branches]
+            return [self._read_branch(branch) for branch in branches]
         rows: list[Logits] = [np.empty((0, self.info.n_vocab), np.float32)] * len(branches)
         for batch in self._batches(branches):
             for i, logits in zip(batch, self._read_batch([branches[i] for i in batch]), strict=True):
-                rows[i] = self._finite(logits)
+                rows[i] = logits
         return rows
 
-    def _read_branch(self, decoder: Decoder, branch: prefix.Branch) -> Logits:
+    def _read_branch(self, branch: prefix.Branch) -> Logits:
         """The wanted logits of one sequence, read behind what the buffer shares with it."""
         n_total = len(branch.tokens)
         n_kept = prefix.keepable(branch, np.asarray(self._resident, np.int32)) if self._reusable(n_total) else 0
-        self._rewind(decoder, n_kept)
+        self._rewind(n_kept)
         found = [np.empty((0, self.info.n_vocab), np.float32)]
         for first in range(n_kept, n_total, self._n_batch):
             piece = branch.tokens[first : first + self._n_batch]
             wanted = branch.wanted[(branch.wanted >= first) & (branch.wanted < first + len(piece))] - first
             start = int(wanted[0]) if len(wanted) else len(piece) - 1
-            logits = self._read(decoder, piece.tolist(), start, n_total)
+            logits = self._read(piece.tolist(), start, n_total)
             found.append(logits[wanted - start].copy())
         return np.concatenate(found)
 
@@ -137,9 +134,7 @@ class OrtEngine:
         batch: list[int] = []
         for i in order:
             longest = len(branches[i].tokens)
-            first = min(
-                (int(branches[j].wanted[0]) if len(branches[j].wanted) else longest - 1 for j in [*batch, i]), default=0
-            )
+            first = min(_first_row(branches[j]) for j in [*batch, i])
             n = len(batch) + 1
             too_much = n * longest > self._n_batch or 4 * n * (longest - first) * self.info.n_vocab > WINDOW_BYTES
             if batch and (n > MAX_BATCH or too_much):
@@ -150,21 +145,11 @@ class OrtEngine:
             yield batch
 
     def _read_batch(self, branches: list[prefix.Branch]) -> list[Logits]:
-        assert self._opened is not None
-        start = min(int(branch.wanted[0]) if len(branch.wanted) else len(branch.tokens) - 1 for branch in branches)
-        logits = session.read_batch(
-            self._opened, self._facts, [branch.tokens.astype(np.int64) for branch in branches], max(start, 0)
-        )
-        self.n_tokens_read += sum(len(branch.tokens) for branch in branches)
-        return [row[branch.wanted - max(start, 0)] for row, branch in zip(logits, branches, strict=True)]
-
-    def _finite(self, logits: Logits) -> Logits:
-        if not np.isfinite(logits.max(axis=1, initial=0)).all():
-            raise EngineError(
-                f"{self.info.model_name}: the model returned NaN or infinite logits",
-                hint="the weights may be damaged: medlite verify; or the recipe too low for this model",
-            )
-        return logits
+        start = min(_first_row(branch) for branch in branches)
+        tokens = [branch.tokens.astype(np.int64) for branch in branches]
+        logits = session.read_batch(self._opened, self._facts, tokens, start)
+        self.n_tokens_read += sum(map(len, tokens))
+        return [row[branch.wanted - start] for row, branch in zip(logits, branches, strict=True)]
 
     # --- generation --------------------------------------------------------------------------------------------------
 
@@ -179,15 +164,14 @@ class OrtEngine:
     def _write(
         self, tokens: list[int], sampler: Sampler, reply: Reply, on_prompt: OnPrompt
     ) -> Iterator[GeneratedToken]:
-        decoder = self._loaded
-        logits = self._read_prompt(decoder, tokens, on_prompt)
+        logits = self._read_prompt(tokens, on_prompt)
         if logits is not None:
-            yield from self._front.steps(sampler, reply, logits, lambda token: self._read_next(decoder, token))
+            yield from self._front.steps(sampler, reply, logits, self._read_next)
 
-    def _read_prompt(self, decoder: Decoder, tokens: list[int], on_prompt: OnPrompt) -> Logits | None:
+    def _read_prompt(self, tokens: list[int], on_prompt: OnPrompt) -> Logits | None:
         """The last token's logits, reading only what the buffer lacks; None if cancelled meanwhile."""
         n_shared = prefix.shared_length(np.asarray(tokens[:-1], np.int32), np.asarray(self._resident, np.int32))
-        self._rewind(decoder, n_shared if self._reusable(len(tokens)) else 0)
+        self._rewind(n_shared if self._reusable(len(tokens)) else 0)
         n_before = len(self._resident)
         logits: Logits | None = None
         on_prompt(0, len(tokens) - n_before)
@@ -195,11 +179,11 @@ class OrtEngine:
             if self._access.cancelled():
                 return None
             piece = tokens[first : first + self._n_batch]
-            logits = self._read(decoder, piece, len(piece) - 1, len(tokens))[-1]
+            logits = self._read(piece, len(piece) - 1, len(tokens))[-1]
             on_prompt(len(self._resident) - n_before, len(tokens) - n_before)
         return logits
 
-    def _read_next(self, decoder: Decoder, token: int) -> Logits:
+    def _read_next(self, token: int) -> Logits:
         """The logits behind one more token. Where it makes another rotary table rule, everything is read anew.
 
         Source: transformers, Phi3ForCausalLM.prepare_inputs_for_generation, which drops its cache there.
@@ -207,18 +191,18 @@ class OrtEngine:
         tokens = [token]
         if not self._reusable(len(self._resident) + 1):
             tokens = [*self._resident, token]
-            self._forget(decoder)
+            self._rewind(0)
         n_total = len(self._resident) + len(tokens)
         for first in range(0, len(tokens), self._n_batch):
             piece = tokens[first : first + self._n_batch]
-            logits = self._read(decoder, piece, len(piece) - 1, n_total)
+            logits = self._read(piece, len(piece) - 1, n_total)
         last: Logits = logits[-1]
         return last
 
     # --- the buffer --------------------------------------------------------------------------------------------------
 
-    def _read(self, decoder: Decoder, tokens: list[int], start: int, n_total: int) -> Logits:
-        logits = decoder.read(np.asarray(tokens, np.int64), start, n_total)
+    def _read(self, tokens: list[int], start: int, n_total: int) -> Logits:
+        logits = self._decoder.read(np.asarray(tokens, np.int64), start, n_total)
         self._is_long = 0 < self._facts.long_rope_from < n_total
         self._resident += tokens
         self.n_tokens_read += len(tokens)
@@ -228,30 +212,20 @@ class OrtEngine:
         """Whether what the buffer holds was rotated by the table that a sequence of n_total tokens uses."""
         return not self._resident or self._is_long == (0 < self._facts.long_rope_from < n_total)
 
-    def _rewind(self, decoder: Decoder, n_tokens: int) -> None:
-        decoder.rewind(n_tokens)
+    def _rewind(self, n_tokens: int) -> None:
+        self._decoder.rewind(n_tokens)
         del self._resident[n_tokens:]
-
-    def _forget(self, decoder: Decoder) -> None:
-        self._rewind(decoder, 0)
-
-    @property
-    def _loaded(self) -> Decoder:
-        self._access.check_open()
-        assert self._decoder is not None
-        return self._decoder
 
     def close(self) -> None:
         self._access.close(self._free)
 
     def _free(self) -> None:
-        self._decoder = self._opened = None
+        del self._decoder, self._opened
 
-    def __enter__(self) -> "OrtEngine":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def _first_row(branch: prefix.Branch) -> int:
+    """The first position whose logits are computed: the first wanted one, the last where none is."""
+    return int(branch.wanted[0]) if len(branch.wanted) else max(len(branch.tokens) - 1, 0)
 
 
 def open_ort(path: Path, settings: OpenSettings, on_progress: OnLoad | None = None) -> OrtEngine:

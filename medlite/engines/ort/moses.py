@@ -27,7 +27,7 @@ KEPT_WORDS = 1 << 14
 
 
 class MosesTokenizer:
-    """As folder_tokenizer.FolderTokenizer, for a folder with vocab.json and merges.txt. control: ids never shown."""
+    """As tokenizer.FolderTokenizer, for a folder with vocab.json and merges.txt. control: ids never shown."""
 
     def __init__(self, folder: Path, control: Iterable[int]) -> None:
         try:

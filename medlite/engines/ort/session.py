@@ -84,7 +84,7 @@ def open_session(folder: Path, facts: OnnxFacts, device: str, n_threads: int) ->
     provider that fails to start is replaced by the CPU with a log line.
     """
     runtime = import_runtime()
-    wanted, warning = _wanted_device(runtime, facts, device)
+    wanted, warning = _wanted_device(runtime, facts, device), ""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
@@ -102,10 +102,10 @@ def open_session(folder: Path, facts: OnnxFacts, device: str, n_threads: int) ->
     return Opened(runtime, session, wanted, gpus[0].name if gpus else cpu_name(), str(runtime.__version__), warning)
 
 
-def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> tuple[str, str]:
-    """cpu or cuda, and what the user should know about it."""
+def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> str:
+    """cpu or cuda."""
     if device == "cpu":
-        return "cpu", ""
+        return "cpu"
     has_provider = PROVIDERS["cuda"] in runtime.get_available_providers()
     if device == "cuda":
         if facts.device != "cuda":
@@ -119,14 +119,14 @@ def _wanted_device(runtime: Any, facts: OnnxFacts, device: str) -> tuple[str, st
                 hint="pip uninstall -y onnxruntime && pip install 'medlite[onnx-gpu]'",
             )
     if facts.device != "cuda" or not has_provider:
-        return "cpu", ""
+        return "cpu"
     if not find_gpus():
         if device == "cuda":
             raise DeviceError("no NVIDIA GPU found (its driver lists none)", hint="--device cpu")
-        return "cpu", ""
+        return "cpu"
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
         runtime.preload_dlls()
-    return "cuda", ""
+    return "cuda"
 
 
 def _load(runtime: Any, folder: Path, options: Any, providers: list[str]) -> Any:
@@ -138,7 +138,7 @@ def _load(runtime: Any, folder: Path, options: Any, providers: list[str]) -> Any
         raise EngineError(
             f"{folder / MODEL_NAME}: onnxruntime {runtime.__version__} cannot load it: {reason}",
             hint="an operator that is not registered needs a newer onnxruntime (1.31 has all); else: "
-            "medlite verify " + str(folder),
+            f"medlite verify {folder}",
         ) from error
 
 
@@ -146,20 +146,10 @@ def _failures() -> tuple[type[BaseException], ...]:
     """What ONNX Runtime raises; its classes have no parent of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    names = (
-        "EPFail",
-        "EngineError",
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "ModelLoadCanceled",
-        "NoModel",
-        "NoSuchFile",
-        "NotFound",
-        "NotImplemented",
-        "RuntimeException",
-    )
+    # fmt: off
+    names = ("EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoadCanceled",
+             "NoModel", "NoSuchFile", "NotFound", "NotImplemented", "RuntimeException")
+    # fmt: on
     return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 

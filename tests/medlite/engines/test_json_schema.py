@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from functools import reduce
 from pathlib import Path
@@ -139,7 +140,7 @@ BAD: list[tuple[Any, str]] = [
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
     path = write_tiny_gguf(tmp_path_factory.mktemp("schema") / "tiny.gguf", n_context=2048)
-    with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as opened:  # type: ignore[attr-defined]
+    with closing(open_engine(path, OpenSettings(device="cpu", n_threads=1))) as opened:
         yield opened
 
 
@@ -179,7 +180,7 @@ def test_the_demo_model_answers_in_json_at_any_temperature(tmp_path: Path) -> No
         },
         "required": ["drug", "class"],
     }
-    with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as demo:  # type: ignore[attr-defined]
+    with closing(open_engine(path, OpenSettings(device="cpu", n_threads=1))) as demo:
         for temperature, seed in ((0.0, 0), *((1.0, seed) for seed in range(6))):
             text, finish = reply(demo, schema, "What class of drug is metformin?", temperature, seed)
             assert finish == "stop"

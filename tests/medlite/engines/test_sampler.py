@@ -112,7 +112,7 @@ class Only:
 def test_under_a_constraint_the_distribution_is_the_models_given_what_is_allowed() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
     settings = GenerationSettings(temperature=1, top_k=0, top_p=1, min_p=0)
-    sampler = Sampler(settings, constraint=Only(1, 3))
+    sampler = Sampler(settings, grammar=Only(1, 3))
     found = np.bincount([sampler.choose(logits)[0] for _ in range(8000)], minlength=4) / 8000
     np.testing.assert_allclose(found, [0, 0.3 / 0.35, 0, 0.05 / 0.35], atol=0.02)
 
@@ -123,11 +123,11 @@ def test_the_allowed_token_is_found_however_unlikely(top_k: int, temperature: fl
     logits = -np.arange(5000, dtype=np.float32)
     only = Only(4321)
     settings = GenerationSettings(temperature=temperature, top_k=top_k)
-    token, log_probability = Sampler(settings, constraint=only).choose(logits)
+    token, log_probability = Sampler(settings, grammar=only).choose(logits)
     assert (token, only.accepted) == (4321, [4321])
     assert log_probability == pytest.approx(-4321 - np.log(1 / (1 - np.exp(-1))), abs=1e-2)
     with pytest.raises(EngineError, match="continues the grammar"):
-        Sampler(settings, constraint=Only()).choose(logits)
+        Sampler(settings, grammar=Only()).choose(logits)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

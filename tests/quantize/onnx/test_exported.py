@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exact(home: Path) -> Iterator[ort.OrtEngine]:
-    with open_engine(convert(home, "fp32"), OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
+    with closing(open_engine(convert(home, "fp32"), OpenSettings(n_threads=1))) as engine:
         yield engine
 
 
@@ -85,14 +86,14 @@ def test_a_float32_graph_is_the_export(exact: ort.OrtEngine, home: Path) -> None
 
 @pytest.mark.parametrize("recipe", ["fp16", "q8", "q4m", "q4"])
 def test_low_bits_stay_near(recipe: str, home: Path) -> None:
-    with open_engine(convert(home, recipe), OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
+    with closing(open_engine(convert(home, recipe), OpenSettings(n_threads=1))) as engine:
         assert 0 < kl(tiny_export.reference(home / "export", TOKENS), every_logit(engine)) < KL_NATS[recipe]
 
 
 def test_a_cache_that_grows_gives_what_one_run_gives(exact: ort.OrtEngine, home: Path) -> None:
     """In pieces, behind a shared prefix, side by side, token by token."""
     whole = every_logit(exact)
-    with open_engine(home / "fp32", OpenSettings(n_threads=1, n_batch=16)) as pieces:  # type: ignore[attr-defined]
+    with closing(open_engine(home / "fp32", OpenSettings(n_threads=1, n_batch=16))) as pieces:
         assert np.abs(every_logit(pieces) - whole).max() < 2e-5
         branches = [LogitsRequest((*TOKENS[:40], i), (40,)) for i in range(4)]
         alone = [next(pieces.logits([branch])) for branch in branches]
@@ -386,7 +387,7 @@ def test_an_optimum_export_equals_transformers(kind: str, tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".optimum-*"))
     for recipe, folder in folders.items():
         assert verify_onnx(folder, against=open_checkpoint(source)).ok
-        with open_engine(folder, OpenSettings(n_threads=1)) as engine:  # type: ignore[attr-defined]
+        with closing(open_engine(folder, OpenSettings(n_threads=1))) as engine:
             logits = every_logit(engine)
             assert kl(reference["logits"], logits) < KL_NATS[recipe], recipe
             if recipe == "fp32":

@@ -1,6 +1,7 @@
 """Every family's graph against llama.cpp, and (marked slow) against Transformers and onnxruntime-genai."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def convert(source: Path, recipe: str = "fp32", device: str = "cpu") -> Path:
 
 
 def every_logit(folder: Path, tokens: tuple[int, ...], **options: Any) -> Logits:
-    with open_engine(folder, OpenSettings(n_threads=1, **options)) as engine:  # type: ignore[attr-defined]
+    with closing(open_engine(folder, OpenSettings(n_threads=1, **options))) as engine:
         return next(engine.logits([LogitsRequest(tokens, tuple(range(len(tokens))))]))
 
 

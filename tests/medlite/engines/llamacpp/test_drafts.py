@@ -1,6 +1,7 @@
 """Guessing ahead changes the speed and nothing else: the tokens are those of plain decoding, greedy and sampled."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def demo_paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def demo(demo_paths: list[Path]) -> Iterator[LlamaCppEngine]:
-    with open_engine(demo_paths[0], OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
+    with closing(open_engine(demo_paths[0], OpenSettings(device="cpu", n_threads=1))) as engine:
         yield engine
 
 
@@ -82,9 +83,9 @@ def test_wrong_guesses_do_no_harm_up_to_the_end_of_the_context(tmp_path: Path) -
     path = write_tiny_gguf(tmp_path / "tiny.gguf", n_context=64)
     prompt = list(range(40))
     for settings in (GenerationSettings(max_tokens=100), GenerationSettings(max_tokens=5, temperature=1.0)):
-        with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
+        with closing(open_engine(path, OpenSettings(device="cpu", n_threads=1))) as engine:
             plain = list(engine.generate(prompt, settings))
-        with open_engine(path, OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
+        with closing(open_engine(path, OpenSettings(device="cpu", n_threads=1))) as engine:
             engine.set_draft(Wrong())
             steps = list(engine.generate(prompt, settings))
             assert [(s.token, s.finish) for s in steps] == [(s.token, s.finish) for s in plain]
@@ -105,7 +106,7 @@ def test_a_draft_of_another_vocabulary_is_refused_by_name(demo: LlamaCppEngine, 
     raw = tiny.read_bytes()
     at = raw.index("Ġpat".encode())
     (tmp_path / "other.gguf").write_bytes(raw[:at] + "Ġpot".encode() + raw[at + 5 :])
-    with open_engine(tiny, OpenSettings(device="cpu", n_threads=1)) as engine:  # type: ignore[attr-defined]
+    with closing(open_engine(tiny, OpenSettings(device="cpu", n_threads=1))) as engine:
         with pytest.raises(EngineError, match=r"its token .* the model's"):
             engine.set_draft(tmp_path / "other.gguf")
         with pytest.raises(MedliteError):

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from medlite.devices import process_memory
 from medlite.engines import open_engine
 from medlite.engines.engine import N_BATCH, GenerationSettings, Logits, LogitsRequest, OpenSettings
 from medlite.engines.llamacpp.engine import LlamaCppEngine
-from medlite.engines.llamacpp.memory import max_outputs, n_cells_for
-from medlite.engines.llamacpp.native import Context, ContextSettings, Model
+from medlite.engines.llamacpp.native import Context, Model
 from medlite.engines.llamacpp.sequence import ResidentSequence
 from medlite.errors import ArtifactError, ContextError, EngineError, MemoryShortError
 from tests.helpers.exact_llama import ExactLlama
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny: Path) -> Iterator[LlamaCppEngine]:
-    with open_tiny(tiny) as opened:
+    with closing(open_tiny(tiny)) as opened:
         yield opened
 
 
@@ -54,16 +54,7 @@ def last(tokens: tuple[int, ...]) -> LogitsRequest:
 def single(tiny: Path) -> Iterator[ResidentSequence]:
     """The same model without an engine around it."""
     model = Model(tiny, n_gpu_layers=0)
-    context = Context(
-        model,
-        ContextSettings(
-            n_cells=n_cells_for(N_CONTEXT, N_BATCH),
-            n_batch=N_BATCH,
-            n_outputs=max_outputs(model.n_vocab, N_BATCH),
-            n_threads=1,
-            kv_type="f16",
-        ),
-    )
+    context = Context(model, N_CONTEXT, OpenSettings(n_threads=1, n_batch=N_BATCH))
     yield ResidentSequence(model, context)
     context.free()
     model.free()
@@ -118,7 +109,7 @@ def test_logits_equal_one_by_one_decoding(engine: LlamaCppEngine, single: Reside
 @pytest.fixture(scope="module")
 def twin(tiny: Path) -> Iterator[LlamaCppEngine]:
     """A second engine on the same file, which is asked one request at a time."""
-    with open_tiny(tiny) as opened:
+    with closing(open_tiny(tiny)) as opened:
         yield opened
 
 
@@ -208,7 +199,7 @@ def test_positions_and_tokens_out_of_range_are_refused(
 
 
 def test_nan_logits_are_an_error_not_an_answer(tmp_path: Path) -> None:
-    with open_tiny(write_tiny_gguf(tmp_path / "nan.gguf", poison=True)) as engine:
+    with closing(open_tiny(write_tiny_gguf(tmp_path / "nan.gguf", poison=True))) as engine:
         with pytest.raises(EngineError, match="NaN"):
             list(engine.logits([last(PREFIX)]))
         with pytest.raises(EngineError, match="NaN"):
@@ -267,7 +258,7 @@ def test_a_second_turn_does_not_read_the_first_again(engine: LlamaCppEngine) -> 
 
 def test_the_reading_of_a_prompt_is_told_after_each_batch(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    with open_tiny(write_tiny_gguf(tmp_path / "wide.gguf", n_context=4 * N_BATCH)) as wide:
+    with closing(open_tiny(write_tiny_gguf(tmp_path / "wide.gguf", n_context=4 * N_BATCH))) as wide:
         prompt = random_tokens(2 * N_BATCH + 37)
         list(wide.generate(prompt, GenerationSettings(max_tokens=1), lambda *counts: told.append(counts)))
         list(wide.generate((*prompt, 1, 2), GenerationSettings(max_tokens=1), lambda *counts: told.append(counts)))
@@ -279,7 +270,7 @@ def test_a_prompt_longer_than_a_batch_is_read_in_pieces(engine: LlamaCppEngine, 
     long = random_tokens(N_CONTEXT - 2)
     assert [s.finish for s in engine.generate(long, GenerationSettings())][-1] == "length"
     big = write_tiny_gguf(tmp_path / "big.gguf", n_context=4 * N_BATCH)
-    with open_tiny(big) as wide:
+    with closing(open_tiny(big)) as wide:
         tokens = random_tokens(2 * N_BATCH + 37, seed=4)
         (step,) = wide.generate(tokens, GenerationSettings(max_tokens=1))
         assert step.token == int(next(wide.logits([last(tokens)]))[0].argmax())
@@ -397,9 +388,9 @@ def test_a_closed_engine_refuses_work(tiny: Path) -> None:
 
 
 def test_context_and_threads_are_as_asked_or_from_the_model(tiny: Path) -> None:
-    with open_tiny(tiny) as engine:
+    with closing(open_tiny(tiny)) as engine:
         assert (engine.info.n_context, engine.info.n_threads) == (N_CONTEXT, 1)
-    with open_tiny(tiny, n_context=100) as engine:
+    with closing(open_tiny(tiny, n_context=100)) as engine:
         assert engine.info.n_context == 100
         with pytest.raises(ContextError):
             engine.logits([last(random_tokens(101))])
@@ -411,7 +402,7 @@ def test_context_and_threads_are_as_asked_or_from_the_model(tiny: Path) -> None:
 def test_a_quantized_cache_answers_nearly_the_same(
     tiny: Path, engine: LlamaCppEngine, single: ResidentSequence, kv_type: str
 ) -> None:
-    with open_engine(tiny, OpenSettings(device="cpu", n_threads=1, kv_type=kv_type)) as small:  # type: ignore[attr-defined]
+    with closing(open_engine(tiny, OpenSettings(device="cpu", n_threads=1, kv_type=kv_type))) as small:
         assert small.memory.kv_cache < 0.6 * engine.memory.kv_cache
         rows = next(small.logits([LogitsRequest(PREFIX, tuple(range(40)))]))
     assert np.abs(rows - one_by_one(single, PREFIX)).max() < {"q8_0": 0.1, "q4_0": 1.0}[kv_type]

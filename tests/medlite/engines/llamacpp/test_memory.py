@@ -1,5 +1,6 @@
 """Memory from the header alone: against what llama.cpp allocates, and the choices that follow from it."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,9 +28,8 @@ EIGHT_B = ModelShape(
 def test_the_estimate_is_what_llama_cpp_allocates(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", n_context=4096)
     for n_context, kv_type in ((512, "f16"), (4096, "f16"), (4096, "q8_0")):
-        with open_llamacpp(
-            path, OpenSettings(device="cpu", n_context=n_context, n_threads=1, kv_type=kv_type)
-        ) as engine:
+        settings = OpenSettings(device="cpu", n_context=n_context, n_threads=1, kv_type=kv_type)
+        with closing(open_llamacpp(path, settings)) as engine:
             buffers = engine.info.buffer_bytes
             assert engine.memory.kv_cache == pytest.approx(buffers["CPU KV"], rel=0.01)
             allocated = sum(size for name, size in buffers.items() if name != "CPU_Mapped model")

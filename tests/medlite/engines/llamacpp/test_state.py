@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[LlamaCppEngine]:
-    with opened(tiny) as engine:
+    with closing(opened(tiny)) as engine:
         yield engine
 
 
@@ -53,7 +54,7 @@ def test_a_restored_state_is_not_read_again_and_continues_the_same(
     assert saved == len(PROMPT) + len(reply) - 1  # the last token was never read
     turn = [*PROMPT, *reply, *NEXT_TURN]
     expected = continued(engine, turn)
-    with opened(tiny) as other:
+    with closing(opened(tiny)) as other:
         assert isinstance(other, KeepsState)
         assert other.restore_state(tmp_path / "chat.state").n_tokens == saved
         before = other.n_tokens_read
@@ -92,7 +93,7 @@ def test_a_state_of_another_model_setting_or_length_is_refused_with_the_reason(
         (tiny, {"kv_type": "q8_0"}, "kv type is 'f16', here 'q8_0'"),
         (tiny, {"n_context": 30}, "the context 30"),
     ):
-        with opened(file, **options) as other:
+        with closing(opened(file, **options)) as other:
             found = other.restore_state(path)
             assert found.n_tokens == 0
             assert reason in found.reason

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def open_tiny(path: Path, **options: Any) -> ort.OrtEngine:
 
 @pytest.fixture(scope="module")
 def engine(folders: dict[str, Path]) -> Iterator[ort.OrtEngine]:
-    with open_tiny(folders["fp32"]) as opened:
+    with closing(open_tiny(folders["fp32"])) as opened:
         yield opened
 
 
@@ -81,7 +82,7 @@ def batched(
 ) -> Iterator[tuple[ort.OrtEngine, ort.OrtEngine, float]]:
     """An engine, the one that reads token by token, and how far apart their logits may be; for each recipe."""
     path = folders[request.param]
-    with open_tiny(path, n_batch=256) as opened, open_tiny(path, n_batch=1) as single:
+    with closing(open_tiny(path, n_batch=256)) as opened, closing(open_tiny(path, n_batch=1)) as single:
         yield opened, single, TOLERANCE[request.param]
 
 
@@ -179,7 +180,7 @@ def test_an_end_token_stops(engine: ort.OrtEngine, folders: dict[str, Path], tmp
     path = shutil.copytree(folders["fp32"], tmp_path / "m")
     facts = json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
     (path / FACTS_NAME).write_text(json.dumps(facts | {"end_tokens": free[2:3]}), encoding="utf-8")
-    with open_tiny(path) as ending:
+    with closing(open_tiny(path)) as ending:
         steps = list(ending.generate(PREFIX, GenerationSettings(max_tokens=5)))
         on = list(ending.generate(PREFIX, GenerationSettings(max_tokens=5, ignore_end=True)))
     assert [step.token for step in on] == free
