@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -169,17 +169,13 @@ def machine_findings(machine: Machine) -> Iterator[Finding]:
 
 def disk_findings() -> Iterator[Finding]:
     """Room for what medlite and the hub keep."""
-    from medlite.files import cache_folder, format_bytes
-
-    for name, folder in (("disk", cache_folder()), ("hub cache", hub_cache())):
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
-        yield Finding(GOOD, name, f"{format_bytes(shutil.disk_usage(nearest).free)} free in {folder}")
-
-
-def hub_cache() -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    from medlite.files import cache_folder, format_bytes
+
+    for name, folder in (("disk", cache_folder()), ("hub cache", Path(constants.HF_HUB_CACHE))):
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding(GOOD, name, f"{format_bytes(shutil.disk_usage(nearest).free)} free in {folder}")
 
 
 def versions() -> list[str]:
@@ -289,11 +285,9 @@ def network_finding() -> Finding:
     """What medlite does with the network."""
     from medlite.models.hub import is_offline
 
-    state = (
-        "HF_HUB_OFFLINE is set, so pull opens no socket"
-        if is_offline()
-        else "only pull, quantize and bench download, and only what a command names"
-    )
+    state = "only pull, quantize and bench download, and only what a command names"
+    if is_offline():
+        state = "HF_HUB_OFFLINE is set, so pull opens no socket"
     return Finding(GOOD, "network", f"{state}; dependencies' telemetry is off; medlite doctor --offline-proof shows it")
 
 
@@ -313,8 +307,7 @@ def show_proof(*, as_json: bool) -> None:
         if outcome.said:
             stdout.print(outcome.said, markup=False, style="dim", soft_wrap=True)
 
-    quiet: Callable[[Outcome], None] = lambda outcome: None  # noqa: E731
-    outcomes = prove(quiet if as_json else on_step)
+    outcomes = prove((lambda _: None) if as_json else on_step)
     proven = all(outcome.ok for outcome in outcomes)
     system = all("system" in outcome.guards for outcome in outcomes)
     if as_json:
@@ -336,13 +329,10 @@ def show_proof(*, as_json: bool) -> None:
             }
         )
     elif proven:
-        how = (
-            "The kernel would have ended any process that asked for an internet socket."
-            if system
-            else "Python code was watched; native code could not be on this system."
-        )
-        stdout.print(
-            f"Nothing tried to leave this machine in {len(outcomes)} steps. {how}", style="bold", soft_wrap=True
-        )
+        how = "Python code was watched; native code could not be on this system."
+        if system:
+            how = "The kernel would have ended any process that asked for an internet socket."
+        said = f"Nothing tried to leave this machine in {len(outcomes)} steps. {how}"
+        stdout.print(said, style="bold", soft_wrap=True)
     if not proven:
         sys.exit(1)

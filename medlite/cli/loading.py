@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from medlite.cli import warn
-from medlite.cli.params import context_option, device_option, grouped, kv_type_option, threads_option
+from medlite.cli.params import context_option, device_option, grouped, kv_type_option, threads_option, value_option
 
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
@@ -61,47 +61,24 @@ model_options = grouped(
 sampling_options = grouped(
     "settings",
     _generation_settings,
-    click.option(
-        "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest reply, in tokens."
+    value_option("--max-tokens", click.IntRange(min=1), 512, "Longest reply, in tokens."),
+    value_option(
+        "--temperature", click.FloatRange(min=0), 0.0, "0 always takes the likeliest token, so answers repeat."
     ),
-    click.option(
-        "--temperature",
-        type=click.FloatRange(min=0),
-        default=0.0,
-        show_default=True,
-        help="0 always takes the likeliest token, so answers repeat.",
+    value_option("--top-k", click.IntRange(min=0), 40, "Draw from the K likeliest tokens; 0 from all."),
+    value_option(
+        "--top-p", click.FloatRange(0, 1), 0.95, "Draw from the likeliest tokens that together reach this probability."
     ),
-    click.option(
-        "--top-k",
-        type=click.IntRange(min=0),
-        default=40,
-        show_default=True,
-        help="Draw from the K likeliest tokens; 0 from all.",
+    value_option(
+        "--min-p", click.FloatRange(0, 1), 0.05, "Leave out tokens below this share of the likeliest one's probability."
     ),
-    click.option(
-        "--top-p",
-        type=click.FloatRange(0, 1),
-        default=0.95,
-        show_default=True,
-        help="Draw from the likeliest tokens that together reach this probability.",
-    ),
-    click.option(
-        "--min-p",
-        type=click.FloatRange(0, 1),
-        default=0.05,
-        show_default=True,
-        help="Leave out tokens below this share of the likeliest one's probability.",
-    ),
-    click.option(
+    value_option(
         "--repeat-penalty",
-        type=click.FloatRange(min=0, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="Above 1, tokens said lately become less likely.",
+        click.FloatRange(min=0, min_open=True),
+        1.0,
+        "Above 1, tokens said lately become less likely.",
     ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed draws the same text."
-    ),
+    value_option("--seed", click.IntRange(min=0), 0, "The same seed draws the same text."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be repeated."),
 )
 

@@ -48,34 +48,26 @@ class Outcome:
 
 
 def proof_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
-    """The commands, in order: each kind of work once, on a checkpoint and question file small enough for a moment."""
-    model = folder / f"{checkpoint.resolve().name}-{RECIPE}.gguf"
+    """The commands, in order: each kind of work once, on a checkpoint and question file small enough for a moment.
+
+    With ONNX Runtime where it is installed, whose builds report home unless they are told not to.
+    """
+    model, onnx = folder / f"{checkpoint.resolve().name}-{RECIPE}.gguf", folder / "onnx"
+    to_gguf = ("quantize", str(checkpoint), "--recipe", RECIPE, "--out", str(folder), "--threads", "1")
     steps = [
-        Step("quantize", ("quantize", str(checkpoint), "--recipe", RECIPE, "--out", str(folder), "--threads", "1")),
+        Step("quantize", to_gguf),
         Step("verify", ("verify", str(model), "--against", str(checkpoint))),
-        Step("generate", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
-        Step("chat", ("chat", str(model), "--max-tokens", "4", "--threads", "1"), "What is metformin?\n/quit\n"),
-        Step(
-            "bench",
-            (
-                "bench",
-                "run",
-                str(model),
-                "--data",
-                str(questions),
-                "--limit",
-                "4",
-                "--no-speed",
-                "--threads",
-                "1",
-                "-o",
-                str(folder / "run.jsonl"),
-            ),
-        ),
+        *model_steps(model, questions, folder / "run.jsonl"),
         Step("fit", ("fit", str(model), "--memory", "16GB")),
         Step("models", ("models", "--json")),
     ]
-    return steps + (onnx_steps(checkpoint, questions, folder) if has_onnx() else [])
+    if has_onnx():
+        steps += [
+            Step("quantize (ONNX)", ("quantize", str(checkpoint), "--format", "onnx", "--out", str(onnx))),
+            Step("verify (ONNX)", ("verify", str(onnx))),
+            *model_steps(onnx, questions, folder / "onnx-run.jsonl", " (ONNX)"),
+        ]
+    return steps
 
 
 def has_onnx() -> bool:
@@ -83,31 +75,14 @@ def has_onnx() -> bool:
     return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
 
-def onnx_steps(checkpoint: Path, questions: Path, folder: Path) -> list[Step]:
-    """The same with ONNX Runtime, whose builds report home unless they are told not to."""
-    model = folder / "onnx"
+def model_steps(model: Path, questions: Path, record: Path, kind: str = "") -> list[Step]:
+    """What is done with a model of either format. kind: behind the names."""
+    short, one = ("--max-tokens", "4"), ("--threads", "1")
+    asked = ("--data", str(questions), "--limit", "4", "--no-speed")
     return [
-        Step("quantize (ONNX)", ("quantize", str(checkpoint), "--format", "onnx", "--out", str(model))),
-        Step("verify (ONNX)", ("verify", str(model))),
-        Step("generate (ONNX)", ("generate", str(model), "What is metformin?", "--max-tokens", "4", "--threads", "1")),
-        Step("chat (ONNX)", ("chat", str(model), "--max-tokens", "4", "--threads", "1"), "What is metformin?\n/quit\n"),
-        Step(
-            "bench (ONNX)",
-            (
-                "bench",
-                "run",
-                str(model),
-                "--data",
-                str(questions),
-                "--limit",
-                "4",
-                "--no-speed",
-                "--threads",
-                "1",
-                "-o",
-                str(folder / "onnx-run.jsonl"),
-            ),
-        ),
+        Step(f"generate{kind}", ("generate", str(model), "What is metformin?", *short, *one)),
+        Step(f"chat{kind}", ("chat", str(model), *short, *one), "What is metformin?\n/quit\n"),
+        Step(f"bench{kind}", ("bench", "run", str(model), *asked, *one, "-o", str(record))),
     ]
 
 

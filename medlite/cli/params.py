@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -60,16 +61,23 @@ KV_TYPE = click.Choice(KV_TYPES)
 DEVICE = click.Choice(["auto", "cpu", "cuda"])
 CONTEXT = click.IntRange(min=1)
 THREADS = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
+
+
+def value_option(name: str, kind: Any, default: Any, text: str, *, as_name: str = "") -> Callable[[F], F]:
+    """An option whose help shows its default. as_name: of the command's argument, where click would give another."""
+    names = (name, as_name) if as_name else (name,)
+    return click.option(*names, type=kind, default=default, show_default=True, help=text)
 
 
 def kv_type_option(text: str = "Type of the KV cache; q8_0 halves its memory.") -> Callable[[F], F]:
     """--kv-type, as `kv_type`."""
-    return click.option("--kv-type", type=KV_TYPE, default=KV_TYPES[0], show_default=True, help=text)
+    return value_option("--kv-type", KV_TYPE, KV_TYPES[0], text)
 
 
 def device_option(text: str = "Where to run.") -> Callable[[F], F]:
     """--device, as `device`."""
-    return click.option("--device", type=DEVICE, default="auto", show_default=True, help=text)
+    return value_option("--device", DEVICE, "auto", text)
 
 
 def context_option(
@@ -99,6 +107,12 @@ def recipe_option(text: str, default: tuple[str, ...] = ()) -> Callable[[F], F]:
 def engine_option(text: str, *, servers: bool = False) -> Callable[[F], F]:
     """--engine, as `engine`: empty where it is not given. servers: also those that ask a server."""
     return click.option("--engine", type=ENGINE_OR_SERVER if servers else ENGINE, default="", help=text)
+
+
+imatrix_option = click.option("--imatrix", type=PATH, help="Importance matrix from llama-imatrix.")
+pre_tokenizer_option = click.option(
+    "--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know."
+)
 
 
 def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.params import SIZE, grouped, json_option, recipe_option, threads_option
+from medlite.cli.params import (
+    PATH,
+    SIZE,
+    grouped,
+    imatrix_option,
+    json_option,
+    pre_tokenizer_option,
+    recipe_option,
+    threads_option,
+    value_option,
+)
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -59,14 +69,13 @@ quantize_options = grouped(
     "asked",
     Asked,
     recipe_option("What to make; several share one read of the checkpoint. See --list-recipes.", DEFAULT_RECIPES),
-    click.option("--out", type=click.Path(path_type=Path), help="A file, or a folder (default: this folder)."),
-    click.option(
+    click.option("--out", type=PATH, help="A file, or a folder (default: this folder)."),
+    value_option(
         "--format",
-        "wanted_format",
-        type=click.Choice(["gguf", "onnx"]),
-        default="gguf",
-        show_default=True,
-        help="llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
+        click.Choice(["gguf", "onnx"]),
+        "gguf",
+        "llama.cpp's format, or a folder for ONNX Runtime; --list-recipes lists the recipes of both.",
+        as_name="wanted_format",
     ),
     click.option("--block", type=int, help="ONNX: weights that share a scale: 32 (best), 64 or 128 (fastest)."),
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="ONNX: where the graph will run (default: cpu)."),
@@ -75,13 +84,11 @@ quantize_options = grouped(
         type=click.Choice(["medlite", "optimum"]),
         help="ONNX: who makes the graph; optimum for BioGPT and the GPT-2 family (default: medlite).",
     ),
-    click.option(
-        "--exporter-python", type=click.Path(path_type=Path), help="The python of an environment with optimum."
-    ),
+    click.option("--exporter-python", type=PATH, help="The python of an environment with optimum."),
     click.option("--dry-run", is_flag=True, help="Print the plan with exact sizes and write nothing."),
     click.option("--restart", is_flag=True, help="Do not continue an interrupted run."),
     threads_option("Worker threads (default: all cores)."),
-    click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix."),
+    imatrix_option,
     click.option(
         "--tensor-type",
         "overrides",
@@ -96,7 +103,7 @@ quantize_options = grouped(
         metavar="SIZE",
         help="Split into files of at most SIZE, as in 4GB.",
     ),
-    click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know."),
+    pre_tokenizer_option,
     click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded."),
     click.option("--no-measure", is_flag=True, help="Skip each tensor's error against the source."),
     click.option("--offline", is_flag=True, help="Open no socket: use the folder or the local cache only."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from medlite.cli import print_json
+from medlite.cli.params import PATH, json_option
 
 if TYPE_CHECKING:
     from quantize.stream.compare import Verification
@@ -23,10 +24,10 @@ Examples:
 
 Exit code 0: nothing wrong. 1: something is wrong, and named.""",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--against", metavar="SOURCE", help="Also encode the checkpoint again and compare every tensor.")
-@click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix it was made with.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--imatrix", type=PATH, help="The importance matrix it was made with.")
+@json_option("Print the findings as JSON.")
 def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool) -> None:
     """Check a GGUF file or an ONNX folder, offline.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.params import context_option, device_option, engine_option, grouped, threads_option
+from medlite.cli.params import PATH, context_option, device_option, engine_option, grouped, threads_option, value_option
 from medlite.errors import TaskError
 
 if TYPE_CHECKING:
@@ -75,36 +75,22 @@ OPTIONS = (
     ),
     click.option(
         "--data",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="Your own questions (.jsonl, .csv, .parquet) instead of the published file.",
     ),
     click.option(
-        "--shots-data",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Few-shot examples of your own instead of the published ones.",
+        "--shots-data", type=PATH, metavar="FILE", help="Few-shot examples of your own instead of the published ones."
     ),
-    click.option(
-        "--shots",
-        "n_shots",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Solved examples before each question.",
-    ),
+    value_option("--shots", click.IntRange(0), 0, "Solved examples before each question.", as_name="n_shots"),
     click.option(
         "--protocol",
         type=click.Choice(["letters", "cloze", "chat"]),
         help="letters: likelihood of the option's letter. cloze: of its text, per character. chat: the model's own "
         "template, a greedy reply, strictly parsed. Default: letters; cloze for demo.",
     ),
-    click.option(
-        "--reply-tokens",
-        type=click.IntRange(1),
-        default=64,
-        show_default=True,
-        help="Longest reply of the chat protocol; thinking models need many more.",
+    value_option(
+        "--reply-tokens", click.IntRange(1), 64, "Longest reply of the chat protocol; thinking models need many more."
     ),
     click.option("--limit", type=click.IntRange(0), default=0, help="Ask only N questions, drawn with --seed."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
@@ -124,13 +110,12 @@ OPTIONS = (
     device_option(),
     context_option("Context length. Default: 4096, or the model's own if that is less."),
     threads_option(),
-    click.option(
+    value_option(
         "--margin",
-        "margin_points",
-        type=click.FloatRange(0),
-        default=1.0,
-        show_default=True,
-        help="Loss in percentage points that you declare tolerable before the run.",
+        click.FloatRange(0),
+        1.0,
+        "Loss in percentage points that you declare tolerable before the run.",
+        as_name="margin_points",
     ),
     click.option("--exact", is_flag=True, help="Keep whole distributions: exact KL, records of many megabytes."),
     click.option("--no-speed", is_flag=True, help="Skip the measurement of prefill and decode speed."),

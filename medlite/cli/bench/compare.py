@@ -5,16 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli.params import json_option
+from medlite.cli.params import PATH, json_option, value_option
 
 if TYPE_CHECKING:
     from bench.reports.content import Report
 
 report_option = click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a report; the ending (.html, .md, .json) decides its form.",
+    "--report", type=PATH, metavar="FILE", help="Write a report; the ending (.html, .md, .json) decides its form."
 )
 
 
@@ -27,8 +24,8 @@ Examples:
   medlite bench compare bf16.jsonl q4.jsonl --report report.html
   medlite bench compare bf16.jsonl q4.jsonl --report card.md""",
 )
-@click.argument("baseline", type=click.Path(path_type=Path))
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("baseline", type=PATH)
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--margin",
     "margin_points",
@@ -39,11 +36,11 @@ Examples:
     "--floor",
     "reruns",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="RUN",
     help="The baseline run again (other device, threads, dtype): its loss is the noise floor.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the bootstrap.")
+@value_option("--seed", click.IntRange(0), 0, "Of the bootstrap.")
 @report_option
 @json_option()
 def command(

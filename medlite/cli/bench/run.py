@@ -11,7 +11,7 @@ import click
 from medlite.cli import print_json
 from medlite.cli.bench.asking import Asking, asking_options
 from medlite.cli.bench.measuring import phase_bars
-from medlite.cli.params import json_option
+from medlite.cli.params import PATH, json_option, value_option
 from medlite.errors import EngineError, OutputError
 
 if TYPE_CHECKING:
@@ -37,21 +37,14 @@ One task makes a file, several make a folder with a file each.""",
     "--url",
     metavar="URL",
     default="",
-    help="Ask an OpenAI-compatible server that tells log-probabilities (llama-server, vLLM); the questions go there.",
+    help="Ask an OpenAI-compatible server that returns log-probabilities (llama-server, vLLM); the questions go there.",
 )
 @click.option(
     "--model", "server_model", metavar="NAME", default="", help="The model's name at the server. Default: its only one."
 )
-@click.option(
-    "--parallel",
-    "n_parallel",
-    type=click.IntRange(1, 256),
-    default=4,
-    show_default=True,
-    help="Requests to the server at once.",
-)
+@value_option("--parallel", click.IntRange(1, 256), 4, "Requests to the server at once.", as_name="n_parallel")
 @click.option("--offline", is_flag=True, help="Open no socket to another machine.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the record goes.")
+@click.option("-o", "--out", type=PATH, help="Where the record goes.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--force", is_flag=True, help="Replace a finished record.")
 @json_option()

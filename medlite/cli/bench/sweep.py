@@ -10,7 +10,7 @@ import click
 from medlite.cli.bench.asking import Asking, asking_options
 from medlite.cli.bench.compare import check_report, report_option, show_report
 from medlite.cli.bench.measuring import make_artifacts, measure_artifact
-from medlite.cli.params import json_option, recipe_option
+from medlite.cli.params import PATH, imatrix_option, json_option, pre_tokenizer_option, recipe_option
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ What is finished already is kept, so a sweep that was stopped goes on when the s
     is_flag=True,
     help="Run the baseline once more, with other batches and threads: what it loses against itself is the noise floor.",
 )
-@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix from llama-imatrix.")
-@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name for a pre-tokenizer medlite does not know.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for artifacts and records. Default: NAME-sweep.")
+@imatrix_option
+@pre_tokenizer_option
+@click.option("--out", type=PATH, help="Folder for artifacts and records. Default: NAME-sweep.")
 @report_option
 @json_option()
 def command(

@@ -10,7 +10,7 @@ import click
 
 from medlite.cli import print_json
 from medlite.cli.bench.measuring import phase_bars
-from medlite.cli.params import device_option, json_option, threads_option
+from medlite.cli.params import PATH, device_option, json_option, threads_option, value_option
 
 if TYPE_CHECKING:
     from bench.settings import RunSettings
@@ -25,17 +25,9 @@ Examples:
   medlite bench text notes.txt model-BF16.gguf model-Q8_0.gguf model-Q4_K_M.gguf
   medlite bench text notes.txt model-BF16.gguf model-Q2_K.gguf --exact --context 256 --json""",
 )
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--context",
-    "n_context",
-    type=click.IntRange(8),
-    default=512,
-    show_default=True,
-    metavar="TOKENS",
-    help="Length of a chunk; its second half is scored.",
-)
+@value_option("--context", click.IntRange(8), 512, "Tokens of a chunk; its second half is scored.", as_name="n_context")
 @click.option(
     "--exact",
     is_flag=True,

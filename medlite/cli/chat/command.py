@@ -108,21 +108,13 @@ def kept_history(state: "ChatState") -> Path | None:
 def show_banner(state: "ChatState", history: Path | None) -> None:
     """What the user should know before the first question."""
     from medlite.cli.chat.loss import loss_line
-    from medlite.cli.chat.screen import Situation, banner
+    from medlite.cli.chat.screen import banner
     from medlite.files import cache_folder
     from medlite.models.registry import DEMO_NAME
 
     artifact = state.loaded.artifact
-    state.console.print(
-        banner(
-            state.loaded,
-            Situation(
-                demo=artifact.path.is_relative_to(cache_folder() / DEMO_NAME),
-                loss=loss_line(state.losses, artifact),
-                history=history,
-            ),
-        )
-    )
+    is_demo = artifact.path.is_relative_to(cache_folder() / DEMO_NAME)
+    state.console.print(banner(state.loaded, loss_line(state.losses, artifact), history, is_demo=is_demo))
 
 
 # --- over a pipe -----------------------------------------------------------------------------------------------------
@@ -191,6 +183,8 @@ def _print_turn(state: "ChatState", text: str) -> None:
 
 def talk(state: "ChatState", history: Path | None, drawing: "Drawing") -> None:
     """Ask and answer until the user leaves. An error ends a reply, never the chat."""
+    from rich.markup import escape
+
     from medlite.cli.chat.commands import run_command
     from medlite.cli.chat.input import Asker
 
@@ -218,17 +212,11 @@ def talk(state: "ChatState", history: Path | None, drawing: "Drawing") -> None:
                 _reply(state, text, state.console, drawing)
                 state.console.print()
         except MedliteError as error:
-            state.console.print(f"[red]error:[/red] {_plain(str(error))}")
+            state.console.print(f"[red]error:[/red] {escape(str(error))}")
             if error.hint:
-                state.console.print(f"[cyan]hint:[/cyan] {_plain(error.hint)}")
+                state.console.print(f"[cyan]hint:[/cyan] {escape(error.hint)}")
         except (KeyboardInterrupt, click.Abort):
             state.say("interrupted")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _confirm_leaving(state: "ChatState") -> bool:
@@ -283,8 +271,5 @@ def _reply(state: "ChatState", text: str, console: "Console", drawing: "Drawing"
         state.unsent, state.saved = "", False
     if conversation.last.finish == "length":
         full = conversation.last.n_tokens < conversation.settings.max_tokens
-        state.say(
-            "the context is full: the reply is cut here"
-            if full
-            else f"cut after --max-tokens {conversation.settings.max_tokens}"
-        )
+        cut = f"cut after --max-tokens {conversation.settings.max_tokens}"
+        state.say("the context is full: the reply is cut here" if full else cut)

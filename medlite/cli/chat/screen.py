@@ -1,5 +1,6 @@
 """How a chat draws: replies as Markdown while they stream, the banner, the status line."""
 
+import math
 import re
 import sys
 import termios
@@ -188,8 +189,6 @@ def show_shaded(console: Console, begin: "Begin") -> None:
 
 def shade_of(log_probability: float) -> str:
     """The style of a token by its probability."""
-    import math
-
     return next((style for limit, style in UNSURE if math.exp(log_probability) < limit), "")
 
 
@@ -222,33 +221,24 @@ def fold_thinking(steps: "Iterator[GeneratedToken]", console: Console, *, inside
         yield f"*(still thinking after {n_tokens} tokens)*"
 
 
-@dataclass(frozen=True)
-class Situation:
-    """What the banner tells beside the model. history: where typed lines are kept, None if nowhere."""
-
-    demo: bool = False
-    loss: str = ""
-    history: "Path | None" = None
-
-
-def banner(loaded: "LoadedModel", situation: Situation) -> Text:
-    """What the user should know before the first question."""
+def banner(loaded: "LoadedModel", loss: str, history: "Path | None", *, is_demo: bool) -> Text:
+    """What the user should know before the first question. history: where typed lines are kept, None if nowhere."""
     artifact, info = loaded.artifact, loaded.engine.info
     text = Text()
-    text.append(f"{artifact.name}", style="bold")
+    text.append(artifact.name, style="bold")
     threads = "1 thread" if info.n_threads == 1 else f"{info.n_threads} threads"
     text.append(
         f"  {artifact.recipe}, {artifact.bits_per_weight:.2f} bits per weight; {info.device} "
         f"({info.device_name}, {threads}), context {info.n_context} tokens\n"
     )
-    if situation.loss:
-        text.append(f"{situation.loss}\n")
+    if loss:
+        text.append(f"{loss}\n")
     text.append(NOT_A_DEVICE, style="bold yellow")
-    if situation.demo:
+    if is_demo:
         text.append(" A demonstration model: it knows a few hundred facts, and makes up the rest.", style="yellow")
     if loaded.prompt_note:
         text.append(f"\n{loaded.prompt_note}", style="yellow")
-    lines = f", typed lines are kept in {situation.history} (--no-history)" if situation.history else ""
+    lines = f", typed lines are kept in {history} (--no-history)" if history else ""
     text.append(
         f"\nThe conversation is not written unless you /save it{lines}. /help lists the commands, Alt-Enter "
         "makes a new line, Ctrl-C stops a reply, Ctrl-D leaves.",
