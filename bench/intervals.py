@@ -24,6 +24,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def percent(self) -> "Interval":
+        """Of a fraction, the same in percent or percentage points."""
+        return Interval(100 * self.value, 100 * self.low, 100 * self.high)
+
 
 def z_of(level: float = LEVEL) -> float:
     """The two-sided normal quantile: 1.95996 at 95 %."""

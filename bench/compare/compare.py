@@ -96,9 +96,13 @@ class Comparison:
     seed: int
     n_resamples: int
 
-    def count(self, kind: str) -> int:
+    def of_kind(self, kind: str) -> list[Flip]:
         """Flips of that kind."""
-        return sum(flip.kind == kind for flip in self.flips)
+        return [flip for flip in self.flips if flip.kind == kind]
+
+    def count(self, kind: str) -> int:
+        """How many flips of that kind."""
+        return len(self.of_kind(kind))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON types."""
@@ -125,6 +129,7 @@ def compare(
     before, after = credits_of(old, measure), credits_of(new, measure)
     loss = paired_loss(before, after, clusters, seed=seed, n_resamples=n_resamples, binary=measure == "accuracy")
     per_cluster = cluster_means(before - after, clusters)
+    deviation = 100 * float(per_cluster.std(ddof=1)) if per_cluster.size > 1 else 0.0
     margin = candidate.settings.margin_points if margin_points is None else margin_points
     warnings = list(status_warnings("baseline", baseline) + status_warnings("candidate", candidate))
     full, options, agreement = _distances(old, new, clusters, seed, n_resamples, warnings)
@@ -136,15 +141,10 @@ def compare(
         n_distinct=per_cluster.size,
         baseline_accuracy=accuracy(baseline),
         candidate_accuracy=accuracy(candidate),
-        loss_points=_points(loss),
+        loss_points=loss.percent,
         flips=flips_between(old, new),
         mcnemar_p=mcnemar_exact(int((per_cluster > 0).sum()), int((per_cluster < 0).sum())),
-        verdict=judge(
-            _points(loss),
-            100 * float(per_cluster.std(ddof=1)) if per_cluster.size > 1 else 0.0,
-            margin,
-            per_cluster.size,
-        ),
+        verdict=judge(loss.percent, deviation, margin, per_cluster.size),
         vocabulary_kl=full,
         option_kl=options,
         top_token_agreement=agreement,
@@ -269,18 +269,8 @@ def flips_between(old: Sequence[ScoredSample], new: Sequence[ScoredSample]) -> t
         if before.correct and after.correct:
             continue  # two true options of one question: nothing was lost
         kind = "right_to_wrong" if before.correct else "wrong_to_right" if after.correct else "wrong_to_other_wrong"
-        flips.append(
-            Flip(
-                before.id,
-                before.subject,
-                kind,
-                before.answer,
-                before.prediction,
-                after.prediction,
-                option_margin(before),
-                option_margin(after),
-            )
-        )
+        predictions, margins = (before.prediction, after.prediction), (option_margin(before), option_margin(after))
+        flips.append(Flip(before.id, before.subject, kind, before.answer, *predictions, *margins))
     return tuple(flips)
 
 
@@ -388,9 +378,5 @@ def _by_subject(
         at = [i for i, s in enumerate(samples) if s.subject == name]
         clusters = [samples[i].cluster for i in at]
         loss = paired_loss(before[at], after[at], clusters, seed=seed, n_resamples=n_resamples, binary=binary)
-        rows.append(SubjectLoss(name, len(at), float(before[at].mean()), _points(loss)))
+        rows.append(SubjectLoss(name, len(at), float(before[at].mean()), loss.percent))
     return tuple(rows)
-
-
-def _points(fraction: Interval) -> Interval:
-    return Interval(100 * fraction.value, 100 * fraction.low, 100 * fraction.high)

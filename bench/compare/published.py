@@ -134,7 +134,7 @@ def published_beside(tasks: Sequence[TaskComparison]) -> list[Published]:
     """What is published of each model among the runs of a report, the baseline's first; models without are left out."""
     by_label: dict[str, dict[str, RunRecord]] = {}
     for one in tasks:
-        for record in (one.baseline, *one.candidates):
+        for record in one.records:
             by_label.setdefault(label(record), {})[one.task] = record
     models: dict[str, tuple[str, list[str]]] = {}
     for name, runs in by_label.items():
@@ -176,7 +176,7 @@ def local_accuracy(records: dict[str, RunRecord], score: Score) -> Interval | No
     A run with --limit drew from the same questions, so it stands too, with its wider interval.
     """
     if score.dataset != MEAN_OF_NINE:
-        return _percent(_all_rows(records, score.dataset, score))
+        return _all_rows(records, score.dataset, score)
     parts = [_all_rows(records, name, score) for name in NINE]
     known = [part for part in parts if part is not None]
     if len(known) < len(NINE):
@@ -185,27 +185,20 @@ def local_accuracy(records: dict[str, RunRecord], score: Score) -> Interval | No
     value = sum(part.value for part in known) / len(NINE)
     below = sum((part.value - part.low) ** 2 for part in known) ** 0.5 / len(NINE)
     above = sum((part.high - part.value) ** 2 for part in known) ** 0.5 / len(NINE)
-    return _percent(Interval(value, value - below, value + above))
+    return Interval(value, value - below, value + above)
 
 
 def _all_rows(records: dict[str, RunRecord], dataset: str, score: Score) -> Interval | None:
-    """Right answers over rows with their Wilson interval, if these rows were asked under the score's protocol."""
+    """Right answers over rows, in percent, Wilson interval; None unless they were asked under the score's protocol."""
     task, subject, _ = DATASETS.get(dataset, ("", "", 0))
     record = records.get(task)
+    n_all = sum(n for name, _, n in DATASETS.values() if name == task)
     if (
         record is None
         or record.settings.prompting.protocol != PROTOCOLS.get(score.protocol)
-        or (record.settings.prompting.n_shots != score.shots)
-        or record.task.n_all != _task_size(task)
+        or record.settings.prompting.n_shots != score.shots
+        or record.task.n_all != n_all
     ):
         return None
     samples = [s for s in record.samples if not subject or s.subject == subject]
-    return wilson(sum(s.correct for s in samples), len(samples)) if samples else None
-
-
-def _task_size(task: str) -> int:
-    return sum(n for name, _, n in DATASETS.values() if name == task)
-
-
-def _percent(found: Interval | None) -> Interval | None:
-    return found and Interval(100 * found.value, 100 * found.low, 100 * found.high)
+    return wilson(sum(s.correct for s in samples), len(samples)).percent if samples else None

@@ -22,6 +22,11 @@ class TaskComparison:
     candidates: tuple[RunRecord, ...]
     comparisons: tuple[Comparison, ...]
 
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """The baseline and the candidates."""
+        return (self.baseline, *self.candidates)
+
 
 def read_runs(path: Path) -> dict[str, RunRecord]:
     """Records by task name: of a file, one; of a folder, one a file. Raises RecordError if a task is there twice."""

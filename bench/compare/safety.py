@@ -83,10 +83,7 @@ def count_topics(samples: Sequence[ScoredSample], comparison: Comparison) -> tup
         n = sum(topic in topics for topics in topics_of.values())
         flips = [flip for flip in comparison.flips if topic in topics_of[flip.id]]
         lost = [flip for flip in flips if flip.kind == "right_to_wrong"]
+        n_gained = sum(flip.kind == "wrong_to_right" for flip in flips)
         if n:
-            rows.append(
-                TopicCount(
-                    topic, n, len(lost), sum(f.kind == "wrong_to_right" for f in flips), sum(f.confident for f in lost)
-                )
-            )
+            rows.append(TopicCount(topic, n, len(lost), n_gained, sum(f.confident for f in lost)))
     return tuple(rows)

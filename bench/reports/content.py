@@ -1,6 +1,6 @@
 """What a report is made of: the evidence of one task, read once, tables of text cells, and how numbers are written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.compare.calibration import Calibration, calibrate
@@ -37,6 +37,13 @@ class Table:
     note: str = ""
 
 
+def tabulate(
+    title: str, columns: Mapping[str, Callable[..., str]], items: Iterable[tuple[object, ...]], note: str = ""
+) -> Table:
+    """A table with one row an item. columns: its head -> its cell, from the parts of the item."""
+    return Table(title, tuple(columns), tuple(tuple(cell(*item) for cell in columns.values()) for item in items), note)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One task: what was compared, the noise floor where it was measured, and the calibration of each run, the
@@ -49,14 +56,12 @@ class Evidence:
     @property
     def records(self) -> tuple[RunRecord, ...]:
         """The baseline and the candidates."""
-        return (self.comparison.baseline, *self.comparison.candidates)
+        return self.comparison.records
 
 
 def evidence_of(comparison: TaskComparison, floor: NoiseFloor | None) -> Evidence:
     """The evidence of a task; calibrates every run once."""
-    return Evidence(
-        comparison, floor, tuple(calibrate(record.samples) for record in (comparison.baseline, *comparison.candidates))
-    )
+    return Evidence(comparison, floor, tuple(calibrate(record.samples) for record in comparison.records))
 
 
 def turned(one: TaskComparison) -> list[tuple[str, tuple[Marked, ...]]]:

@@ -17,7 +17,6 @@ from medlite.files import cache_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FONT = 12.5
 WIDTH, HEIGHT = 370, 270  # units; about a CSS pixel where the page shows three plots in a row
@@ -31,15 +30,11 @@ GRID, AXIS, PAPER = "#c0de10", "#c0de11", "#c0de12"
 # fmt: off
 VARIABLES = {**{colour: f"var(--c{i})" for i, colour in enumerate(SERIES)},
              GRID: "var(--rule)", AXIS: "var(--dim)", PAPER: "var(--card)"}
-# fmt: on
 # Told apart without colour: a marker and a dash each.
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-# fmt: off
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)), (0, (10, 3)), (0, (4, 1)), (0, (1, 1)),
                            (0, (5, 1, 1, 1, 1, 1)))
-# fmt: on
 
-# fmt: off
 RC: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "DejaVu Sans",
     "font.size": FONT, "axes.labelsize": FONT, "xtick.labelsize": FONT, "ytick.labelsize": FONT,
@@ -55,10 +50,11 @@ STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 TIP = "tip:"  # a gid that begins so becomes the element's tooltip
 
 
-def draw(name: str, title: str, height: float, paint: Callable[["Figure"], None]) -> str:
-    """What `paint` draws, as an <svg> element for a page. name: of this plot, unlike any other's of the page.
+def draw(name: str, title: str, height: float, paint: Callable[["Axes"], None]) -> str:
+    """What `paint` draws on a figure's axes, as an <svg> element for a page.
 
-    height: in units, of which the width has WIDTH. title: for those who do not see the plot.
+    name: of this plot, unlike any other's of the page. title: for those who do not see the plot. height: in units, of
+    which the width has WIDTH.
     """
     matplotlib = _matplotlib()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -70,10 +66,9 @@ def draw(name: str, title: str, height: float, paint: Callable[["Figure"], None]
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the browser has other fonts
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
-        paint(figure)
+        paint(figure.add_subplot())
         text = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(text, format="svg", metadata=nothing)
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return inline(text.getvalue(), name, title)
 
 
@@ -102,13 +97,12 @@ def series(i: int) -> dict[str, Any]:
     return {"color": SERIES[i % len(SERIES)], "marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
 
 
-def legend(figure: "Figure", axes: "Axes", names: Sequence[str]) -> None:
+def legend(axes: "Axes", names: Sequence[str]) -> None:
     """The names of what `axes` shows, below it in columns."""
-    columns = legend_columns(names)
-    figure.legend(
+    axes.figure.legend(
         *axes.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=columns,
+        ncols=legend_columns(names),
         handlelength=2.2,
         columnspacing=1.2,
         borderpad=0,

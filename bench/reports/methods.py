@@ -9,8 +9,7 @@ from bench.run.record import RunRecord
 
 def method_lines(one: TaskComparison) -> list[str]:
     """Everything that decides the numbers of a task, a line each."""
-    b = one.baseline
-    records = (b, *one.candidates)
+    b, records = one.baseline, one.records
     if one.task == POOLED:
         return [
             f"All right-or-wrong tasks pooled, {len(b.samples):,} rows; a question that stands in two sets counts "

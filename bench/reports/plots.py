@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bench.compare.calibration import Calibration
 from bench.compare.compare import Comparison, accuracy, label, per_question_kl
 from bench.compare.runs import POOLED, TaskComparison
+from bench.intervals import Interval
 from bench.reports.content import Evidence
 from bench.reports.drawing import (
     AXIS,
@@ -32,7 +33,6 @@ from bench.run.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_CURVE_POINTS = 200
 MOST_SUBJECTS = 30
@@ -93,18 +93,11 @@ def loss_plot(evidence: Evidence, name: str) -> str:
     if not one.comparisons:
         return ""
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         for i, c in enumerate(one.comparisons):
             loss = c.loss_points
-            axes.errorbar(
-                loss.value,
-                i,
-                xerr=[[loss.value - loss.low], [loss.high - loss.value]],
-                color=series(i + 1)["color"],
-                marker=series(i + 1)["marker"],
-                gid=f"{TIP}{c.candidate}: {loss.value:+.2f} points",
-            )
+            tip = f"{c.candidate}: {loss.value:+.2f} points"
+            axes.errorbar(loss.value, i, xerr=_lengths(loss), **_point(i + 1, tip))
         axes.axvline(0, color=AXIS, linewidth=1)
         for margin in {c.verdict.margin_points for c in one.comparisons}:
             axes.axvline(margin, color=AXIS, linewidth=1.5, linestyle=(0, (5, 3)))
@@ -125,31 +118,23 @@ def size_plot(evidence: Evidence, name: str) -> str:
 
 
 def _front_plot(evidence: Evidence, name: str, x_label: str, title: str, n_bytes: Callable[[RunRecord], int]) -> str:
-    rows = [(i, label(r), n_bytes(r), accuracy(r)) for i, r in enumerate(evidence.records) if n_bytes(r)]
+    rows = [(i, label(r), n_bytes(r), accuracy(r).percent) for i, r in enumerate(evidence.records) if n_bytes(r)]
     if len(rows) < 2:
         return ""
     names = [artifact for _, artifact, _, _ in rows]
     scale, unit = (1e9, "GB") if max(size for _, _, size, _ in rows) >= 1e9 else (1e6, "MB")
-    front = pareto([(size / scale, 100 * a.value) for _, _, size, a in rows])
+    front = pareto([(size / scale, a.value) for _, _, size, a in rows])
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         axes.plot(*zip(*front, strict=True), color=AXIS, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for i, artifact, size, a in rows:
-            axes.errorbar(
-                size / scale,
-                100 * a.value,
-                yerr=[[100 * (a.value - a.low)], [100 * (a.high - a.value)]],
-                color=series(i)["color"],
-                marker=series(i)["marker"],
-                label=artifact,
-                linestyle="none",
-                gid=f"{TIP}{artifact}: {size / scale:.3g} {unit}, {100 * a.value:.1f} %",
-            )
+            tip = f"{artifact}: {size / scale:.3g} {unit}, {a.value:.1f} %"
+            point = _point(i, tip)
+            axes.errorbar(size / scale, a.value, yerr=_lengths(a), label=artifact, linestyle="none", **point)
         axes.set_xlabel(x_label.replace("GB", unit))
         axes.set_ylabel("accuracy, %")
         plain_ticks(axes)
-        legend(figure, axes, names)
+        legend(axes, names)
 
     return draw(name, title, HEIGHT + legend_height(names), paint)
 
@@ -170,8 +155,7 @@ def flips_plot(evidence: Evidence, name: str) -> str:
     def count(c: Comparison, kind: str, near: bool | None) -> int:
         return sum(f.kind == kind and (near is None or f.near_tie == near) for f in c.flips)
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         left = np.zeros(len(one.comparisons))
         for words, kind, near, colour in kinds:
             widths = np.array([100 * count(c, kind, near) / n for c in one.comparisons])
@@ -191,7 +175,7 @@ def flips_plot(evidence: Evidence, name: str) -> str:
             left += widths
         axes.set_xlabel("share of all questions, %")
         _rows(axes, [c.candidate for c in one.comparisons])
-        legend(figure, axes, [words for words, *_ in kinds])
+        legend(axes, [words for words, *_ in kinds])
 
     height = FRAME + BAR * len(one.comparisons) + legend_height([words for words, *_ in kinds])
     return draw(name, "Changed answers by kind", height, paint)
@@ -210,8 +194,7 @@ def kl_plot(evidence: Evidence, name: str) -> str:
         return ""
     names = [artifact for _, artifact, _ in curves]
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         axes.set_xscale("log")
         for i, artifact, values in curves:
             x, y = thinned(np.maximum(values, SMALLEST_KL), 100 * np.arange(1, values.size + 1) / values.size)
@@ -221,7 +204,7 @@ def kl_plot(evidence: Evidence, name: str) -> str:
         axes.set_ylim(0, 100)
         axes.minorticks_off()
         plain_ticks(axes)
-        legend(figure, axes, names)
+        legend(axes, names)
 
     return draw(name, "Distribution of the KL divergence", HEIGHT + legend_height(names), paint)
 
@@ -235,8 +218,7 @@ def reliability_plot(evidence: Evidence, name: str) -> str:
     low = 100 * min(min(b.confidence, b.accuracy) for *_, c in found for b in c.bins)
     start = max(0.0, 10 * np.floor((low - 1) / 10))
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         axes.plot([start, 100], [start, 100], color=AXIS, linewidth=1, linestyle=(0, (4, 3)))
         for i, artifact, c in found:
             axes.plot(
@@ -250,7 +232,7 @@ def reliability_plot(evidence: Evidence, name: str) -> str:
         axes.set_xlabel("confidence, %")
         axes.set_ylabel("accuracy, %")
         plain_ticks(axes)
-        legend(figure, axes, names)
+        legend(axes, names)
 
     return draw(name, "Reliability diagram", HEIGHT + legend_height(names), paint)
 
@@ -262,8 +244,7 @@ def risk_plot(evidence: Evidence, name: str) -> str:
         return ""
     names = [artifact for _, artifact, _ in found]
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         axes.axhline(100 * float(found[0][2].risks[-1]), color=AXIS, linewidth=1, linestyle=(0, (4, 3)))
         for i, artifact, c in found:
             x, y = thinned(100 * np.arange(1, c.n + 1) / c.n, 100 * c.risks)
@@ -274,7 +255,7 @@ def risk_plot(evidence: Evidence, name: str) -> str:
         axes.set_xlabel("answered, most confident first, %")
         axes.set_ylabel("errors among them, %")
         plain_ticks(axes)
-        legend(figure, axes, names)
+        legend(axes, names)
 
     return draw(name, "Risk and coverage", HEIGHT + legend_height(names), paint)
 
@@ -294,12 +275,10 @@ def _bars(evidence: Evidence, name: str, x_label: str, value_of: Callable[[RunRe
     if not any(value for _, value in rows):
         return ""
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         values = [value for _, value in rows]
         bars = axes.barh(range(len(rows)), values, 0.68, color=[series(i)["color"] for i in range(len(rows))])
-        texts = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
-        axes.bar_label(bars, texts, padding=4)
+        axes.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=4)
         axes.set_xlim(0, 1.18 * max(values))
         axes.set_xlabel(x_label)
         _rows(axes, [artifact for artifact, _ in rows])
@@ -319,15 +298,14 @@ def split_plot(evidence: Evidence, name: str) -> str:
     rest = [max(0.0, p - w - c) for p, w, c in zip(peaks, weights, cache, strict=True)]
     parts = (("weights, mapped", weights, 0), ("KV cache", cache, 4), ("rest", rest, 6))
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         left = np.zeros(len(runs))
         for words, values, colour in parts:
             axes.barh(range(len(runs)), values, 0.68, left, color=SERIES[colour], label=words)
             left += np.array(values)
         axes.set_xlabel(f"peak resident memory, {unit}")
         _rows(axes, [label(r) for r in runs])
-        legend(figure, axes, [words for words, *_ in parts])
+        legend(axes, [words for words, *_ in parts])
 
     height = FRAME + BAR * len(runs) + legend_height([words for words, *_ in parts])
     return draw(name, "Peak memory by use", height, paint)
@@ -339,34 +317,31 @@ def subject_plot(one: TaskComparison, index: int, name: str) -> str:
     if not rows:
         return ""
     kept = {row.subject for row in rows}
-    ends = [
-        v
-        for c in one.comparisons
-        for s in c.subjects
-        if s.subject in kept
-        for v in (s.loss_points.low, s.loss_points.high)
-    ]
+    shown = [s.loss_points for c in one.comparisons for s in c.subjects if s.subject in kept]
+    left, right = min(loss.low for loss in shown), max(loss.high for loss in shown)
 
-    def paint(figure: "Figure") -> None:
-        axes = figure.add_subplot()
+    def paint(axes: "Axes") -> None:
         axes.axvline(0, color=AXIS, linewidth=1)
         for i, row in enumerate(rows):
             loss = row.loss_points
-            axes.errorbar(
-                loss.value,
-                i,
-                xerr=[[loss.value - loss.low], [loss.high - loss.value]],
-                markersize=5,
-                color=series(index + 1)["color"],
-                marker=series(index + 1)["marker"],
-                gid=f"{TIP}{row.subject}: {loss.value:+.1f} points, {row.n} questions",
-            )
-        margin = 0.04 * (max(ends) - min(ends))
-        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+            tip = f"{row.subject}: {loss.value:+.1f} points, {row.n} questions"
+            axes.errorbar(loss.value, i, xerr=_lengths(loss), markersize=5, **_point(index + 1, tip))
+        margin = 0.04 * (right - left)
+        axes.set_xlim(left - margin, right + margin)
         axes.set_xlabel("loss, percentage points")
         _rows(axes, [f"{_short(row.subject)} ({row.n})" for row in rows])
 
     return draw(name, f"Loss by subject, {one.comparisons[index].candidate}", FRAME + 21 * len(rows), paint)
+
+
+def _lengths(interval: Interval) -> list[list[float]]:
+    """From the value down and up, as matplotlib takes them."""
+    return [[interval.value - interval.low], [interval.high - interval.value]]
+
+
+def _point(i: int, tip: str) -> dict[str, Any]:
+    """Colour and marker of series i, and what is shown of a point when it is pointed at."""
+    return {"color": series(i)["color"], "marker": series(i)["marker"], "gid": TIP + tip}
 
 
 def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,20 +2,21 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.compare.calibration import Calibration, coverage_at_risk
-from bench.compare.compare import Comparison, Flip, accuracy, label
+from bench.compare.compare import Flip, accuracy, label
 from bench.compare.published import ATTAINABLE, EVIDENCES, Published
 from bench.compare.runs import POOLED, TaskComparison
 from bench.compare.safety import count_topics
-from bench.intervals import Interval
-from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, number, points, size
+from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, number, points, size, tabulate
 from bench.reports.front import file_bytes, memory_bytes, on_front
+from bench.run.record import Performance
 from bench.score.scoring import ScoredSample
 from medlite.files import format_bytes
 
@@ -44,89 +45,65 @@ def tables_of(evidence: Evidence) -> list[Table]:
 
 def flips_table(one: TaskComparison) -> Table:
     """How many answers changed, and how sure the baseline had been of those that were lost."""
-    rows = []
-    for c in one.comparisons:
-        lost = [f for f in c.flips if f.kind == "right_to_wrong"]
-        rows.append(
-            (
-                c.candidate,
-                f"{len(c.flips)}",
-                f"{100 * len(c.flips) / c.n_samples:.1f}",
-                *(_near_of(c, kind) for kind in ("right_to_wrong", "wrong_to_right", "wrong_to_other_wrong")),
-                _middle([f.baseline_margin_nats for f in lost if f.baseline_margin_nats >= 0]),
-                _middle([f.candidate_margin_nats for f in lost if f.candidate_margin_nats >= 0]),
-            )
-        )
-    columns = (
-        "artifact",
-        "changed",
-        "% of questions",
-        "right→wrong (near-ties)",
-        "wrong→right (near-ties)",
-        "wrong→other wrong (near-ties)",
-        "lost: baseline's margin, nats",
-        "lost: own margin, nats",
-    )
-    return Table(
-        "Changed answers",
-        columns,
-        tuple(rows),
+    columns = {
+        "artifact": lambda c: c.candidate,
+        "changed": lambda c: str(len(c.flips)),
+        "% of questions": lambda c: f"{100 * len(c.flips) / c.n_samples:.1f}",
+        "right→wrong (near-ties)": lambda c: _near_of(c.of_kind("right_to_wrong")),
+        "wrong→right (near-ties)": lambda c: _near_of(c.of_kind("wrong_to_right")),
+        "wrong→other wrong (near-ties)": lambda c: _near_of(c.of_kind("wrong_to_other_wrong")),
+        "lost: baseline's margin, nats": lambda c: _middle(f.baseline_margin_nats for f in c.of_kind("right_to_wrong")),
+        "lost: own margin, nats": lambda c: _middle(f.candidate_margin_nats for f in c.of_kind("right_to_wrong")),
+    }
+    note = (
         "Near-tie: the baseline's best option led by less than 0.5 nats. Margins are medians over the right "
-        "answers that were lost: how far the first option led the second.",
+        "answers that were lost: how far the first option led the second."
     )
+    return tabulate("Changed answers", columns, zip(one.comparisons), note)
 
 
-def _near_of(c: Comparison, kind: str) -> str:
-    flips: list[Flip] = [f for f in c.flips if f.kind == kind]
+def _near_of(flips: Sequence[Flip]) -> str:
     return f"{len(flips)} ({sum(f.near_tie for f in flips)})"
 
 
-def _middle(values: Sequence[float]) -> str:
-    return f"{median(values):.2f}" if values else NOTHING
+def _middle(margins: Iterable[float]) -> str:
+    """The median of the margins that are known."""
+    known = [margin for margin in margins if margin >= 0]
+    return f"{median(known):.2f}" if known else NOTHING
 
 
 def distance_table(one: TaskComparison) -> Table:
     """How far the distributions moved."""
-    rows = [
+    kl_columns = ("KL mean (nats)", "90 %", "99 %", "greatest", "error bound")
+    rows = tuple(
         (
             c.candidate,
             *divergence_cells(c.vocabulary_kl),
-            *divergence_cells(c.option_kl)[:1],
+            divergence_cells(c.option_kl)[0],
             points(c.top_token_agreement, 100) if c.top_token_agreement else NOTHING,
         )
         for c in one.comparisons
-    ]
-    columns = (
-        "artifact",
-        "KL mean (nats)",
-        "90 %",
-        "99 %",
-        "greatest",
-        "error bound",
-        "KL over options",
-        "same top token %",
     )
     note = (
         "KL(baseline ‖ candidate) of the next token where the answer is due. Error bound: by how much the mean may "
         "be too low, because the tail of a distribution is kept as a sum; --exact keeps all of it."
     )
-    return Table("Distance at the answer", columns, tuple(rows), note)
+    columns = ("artifact", *kl_columns, "KL over options", "same top token %")
+    return Table("Distance at the answer", columns, rows, note)
 
 
 def calibration_table(evidence: Evidence) -> Table:
     """Calibration, and what deferring unsure answers buys."""
     base = evidence.calibrations[0]
-    rows = [
-        calibration_cells(label(record), found, base)
-        for record, found in zip(evidence.records, evidence.calibrations, strict=True)
-    ]
+    found = zip(evidence.records, evidence.calibrations, strict=True)
+    rows = tuple(calibration_cells(label(record), calibration, base) for record, calibration in found)
     columns = ("artifact", "ECE", "Brier", "NLL (nats)", "AURC", "coverage at the baseline's error %")
     note = (
         "ECE over 10 bins of equal mass. Brier from 0 to 2. AURC: mean error over all coverages. The last column: "
         "share of questions that can be answered, most confident first, with no more errors than the baseline "
         "makes on all. Lower is better but for the last."
     )
-    return Table("Calibration", columns, tuple(rows), note)
+    return Table("Calibration", columns, rows, note)
 
 
 def calibration_cells(name: str, found: Calibration | None, base: Calibration | None) -> tuple[str, ...]:
@@ -207,83 +184,50 @@ def topic_table(one: TaskComparison) -> Table | None:
 
 def memory_table(evidence: Evidence) -> Table:
     """Size on disk, and the peak of memory with what it is for."""
-    rows = []
-    fronts = zip(on_front(evidence.records, file_bytes), on_front(evidence.records, memory_bytes), strict=True)
-    for record, (by_file, by_memory) in zip(evidence.records, fronts, strict=True):
-        front = ", ".join(name for name, there in (("file", by_file), ("memory", by_memory)) if there) or NOTHING
-        c, on_cpu = record.performance, record.engine.get("device") == "cpu"
-        rest = max(0, c.peak_rss_bytes - c.weights_resident_bytes - c.kv_cache_bytes)
-        runs_on = f"{record.engine.get('engine', NOTHING)}, {record.engine.get('device', NOTHING)}"
-        rows.append(
-            (
-                label(record),
-                runs_on,
-                size(record.artifact.n_bytes),
-                number(record.artifact.bits_per_weight),
-                size(c.peak_rss_bytes),
-                format_bytes(c.weights_resident_bytes) if c.peak_rss_bytes else NOTHING,
-                size(c.kv_cache_bytes),
-                size(rest) if on_cpu else NOTHING,
-                NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes),
-                front,
-            )
-        )
-    columns = (
-        "artifact",
-        "runs on",
-        "file",
-        "bits/weight",
-        "peak memory",
-        "weights mapped",
-        "KV cache",
-        "rest",
-        "peak GPU memory",
-        "on the front by",
-    )
-    contexts = dict.fromkeys(str(record.engine.get("n_context", 0)) for record in evidence.records)
-    return Table(
-        "Memory",
-        columns,
-        tuple(rows),
+
+    def rest(costs: Performance) -> int:
+        return max(0, costs.peak_rss_bytes - costs.weights_resident_bytes - costs.kv_cache_bytes)
+
+    columns = {
+        "artifact": lambda r, c, *_: label(r),
+        "runs on": lambda r, c, *_: f"{r.engine.get('engine', NOTHING)}, {r.engine.get('device', NOTHING)}",
+        "file": lambda r, c, *_: size(r.artifact.n_bytes),
+        "bits/weight": lambda r, c, *_: number(r.artifact.bits_per_weight),
+        "peak memory": lambda r, c, *_: size(c.peak_rss_bytes),
+        "weights mapped": lambda r, c, *_: format_bytes(c.weights_resident_bytes) if c.peak_rss_bytes else NOTHING,
+        "KV cache": lambda r, c, *_: size(c.kv_cache_bytes),
+        "rest": lambda r, c, *_: size(rest(c)) if r.engine.get("device") == "cpu" else NOTHING,
+        "peak GPU memory": lambda r, c, *_: NOTHING if c.peak_vram_bytes is None else format_bytes(c.peak_vram_bytes),
+        "on the front by": lambda r, c, *fronts: ", ".join(compress(("file", "memory"), fronts)) or NOTHING,
+    }
+    records = evidence.records
+    fronts = (on_front(records, file_bytes), on_front(records, memory_bytes))
+    items = zip(records, (record.performance for record in records), *fronts, strict=True)
+    contexts = dict.fromkeys(str(record.engine.get("n_context", 0)) for record in records)
+    note = (
         f"One process per row; context of {' or '.join(contexts)} tokens. Peak resident memory, of that the "
         f"mapped weights, the key-value cache as allocated, and the rest. {NOTHING}: not measured. On the "
-        "front: no other artifact here is smaller and more accurate.",
+        "front: no other artifact here is smaller and more accurate."
     )
+    return tabulate("Memory", columns, items, note)
 
 
 def speed_table(evidence: Evidence) -> Table:
     """How fast, and at what energy."""
-    rows = []
-    for record in evidence.records:
-        c = record.performance
-        rows.append(
-            (
-                label(record),
-                number(c.load_seconds),
-                number(c.first_token_seconds),
-                number(c.prefill_tokens_per_second),
-                number(c.decode_tokens_per_second),
-                number(c.questions_per_second),
-                number(c.joules_per_question(c.cpu_joules)),
-                number(c.joules_per_question(c.gpu_joules)),
-            )
-        )
-    columns = (
-        "artifact",
-        "load s",
-        "first token s",
-        "prefill tok/s",
-        "decode tok/s",
-        "questions/s",
-        "processor J/question",
-        "GPU J/question",
+    columns = {
+        "artifact": lambda r, c: label(r),
+        "load s": lambda r, c: number(c.load_seconds),
+        "first token s": lambda r, c: number(c.first_token_seconds),
+        "prefill tok/s": lambda r, c: number(c.prefill_tokens_per_second),
+        "decode tok/s": lambda r, c: number(c.decode_tokens_per_second),
+        "questions/s": lambda r, c: number(c.questions_per_second),
+        "processor J/question": lambda r, c: number(c.joules_per_question(c.cpu_joules)),
+        "GPU J/question": lambda r, c: number(c.joules_per_question(c.gpu_joules)),
+    }
+    note = (
+        f"Energy is that of the whole chip while questions were answered. {NOTHING}: not measured, as the methods say."
     )
-    return Table(
-        "Speed and energy",
-        columns,
-        tuple(rows),
-        f"Energy is that of the whole chip while questions were answered. {NOTHING}: not measured, as the methods say.",
-    )
+    return tabulate("Speed and energy", columns, ((r, r.performance) for r in evidence.records), note)
 
 
 # --- other counts of the same answers --------------------------------------------------------------------------------
@@ -291,22 +235,15 @@ def speed_table(evidence: Evidence) -> Table:
 
 def means_table(evidence: Evidence) -> Table:
     """The same answers under the means that others report, and what answering blindly would score."""
-    rows = [
-        (
-            label(record),
-            points(accuracy(record), 100),
-            f"{100 * record.n_correct / len(record.samples):.2f}",
-            f"{100 * mean_of_subjects(record.samples):.2f}",
-        )
-        for record in evidence.records
-    ]
+    columns = {
+        "artifact": label,
+        "distinct questions %": lambda r: points(accuracy(r), 100),
+        "all rows % (weighted)": lambda r: f"{100 * r.n_correct / len(r.samples):.2f}",
+        "mean of subjects % (unweighted)": lambda r: f"{100 * mean_of_subjects(r.samples):.2f}",
+    }
     share = 100 * constant_answer_share(evidence.comparison.baseline.samples)
-    return Table(
-        "Means",
-        ("artifact", "distinct questions %", "all rows % (weighted)", "mean of subjects % (unweighted)"),
-        tuple(rows),
-        f"Always giving the commonest letter scores {share:.1f} %. lm-evaluation-harness reports all rows.",
-    )
+    note = f"Always giving the commonest letter scores {share:.1f} %. lm-evaluation-harness reports all rows."
+    return tabulate("Means", columns, zip(evidence.records), note)
 
 
 def mean_of_subjects(samples: Sequence[ScoredSample]) -> float:
@@ -331,7 +268,7 @@ def published_table(found: Published) -> Table:
             f"{row.score.value:g}",
             row.score.precision,
             ATTAINABLE[row.score.attainable],
-            *(_percent(local) for local in row.local),
+            *(points(local) if local else NOTHING for local in row.local),
             f"[{1 + sources.index((row.score.source, row.score.evidence))}]",
         )
         for row in found.rows
@@ -344,20 +281,6 @@ def published_table(found: Published) -> Table:
             f"{protocols}."
         )
     note += "".join(f" [{i}] {source}, {EVIDENCES[evidence]}." for i, (source, evidence) in enumerate(sources, start=1))
-    return Table(
-        f"Published scores, {found.model}",
-        (
-            "question set",
-            "published %",
-            "precision",
-            "can a run give it?",
-            *(f"{name} %" for name in found.names),
-            "source",
-        ),
-        rows,
-        note,
-    )
-
-
-def _percent(interval: Interval | None) -> str:
-    return points(interval) if interval else NOTHING
+    runs = (f"{name} %" for name in found.names)
+    columns = ("question set", "published %", "precision", "can a run give it?", *runs, "source")
+    return Table(f"Published scores, {found.model}", columns, rows, note)

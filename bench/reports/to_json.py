@@ -35,21 +35,14 @@ def task_json(evidence: Evidence) -> dict[str, Any]:
     """One task."""
     one, base = evidence.comparison, evidence.calibrations[0]
     adjusted = holm([c.mcnemar_p for c in one.comparisons])
-    samples = one.baseline.samples
-    front = {
-        label(record): {"file": by_file, "memory": by_memory}
-        for record, by_file, by_memory in zip(
-            evidence.records,
-            on_front(evidence.records, file_bytes),
-            on_front(evidence.records, memory_bytes),
-            strict=True,
-        )
-    }
+    samples, records = one.baseline.samples, evidence.records
+    fronts = zip(records, on_front(records, file_bytes), on_front(records, memory_bytes), strict=True)
+    candidates = zip(one.candidates, evidence.calibrations[1:], one.comparisons, adjusted, strict=True)
     return {
         "task": one.task,
         "smallest_non_inferior": smallest_non_inferior(one),
         "constant_answer_share": constant_answer_share(samples),
-        "on_front": front,
+        "on_front": {label(record): {"file": by_file, "memory": by_memory} for record, by_file, by_memory in fronts},
         "baseline": facts(one.baseline, base, base),
         "noise_floor": asdict(evidence.floor) if evidence.floor else None,
         "candidates": [
@@ -59,9 +52,7 @@ def task_json(evidence: Evidence) -> dict[str, Any]:
                 "topics": [asdict(row) for row in count_topics(samples, comparison)],
                 "turned": [asdict(marked) for marked in marked_flips(samples, comparison)],
             }
-            for record, calibration, comparison, p in zip(
-                one.candidates, evidence.calibrations[1:], one.comparisons, adjusted, strict=True
-            )
+            for record, calibration, comparison, p in candidates
         ],
     }
 

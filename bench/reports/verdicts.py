@@ -1,36 +1,19 @@
 """The answer of a report: may an artifact stand in for the baseline, and which is the smallest that may."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bench.compare.compare import Comparison, accuracy, label
 from bench.compare.floor import NoiseFloor, within_floor
 from bench.compare.runs import TaskComparison
 from bench.compare.verdict import NON_INFERIOR
 from bench.intervals import holm
-from bench.reports.content import NOTHING, Table, in_points, p_value, points
+from bench.reports.content import NOTHING, Table, in_points, p_value, points, tabulate
 from medlite.files import format_bytes
 
 
 def verdict_table(one: TaskComparison, floor: NoiseFloor | None) -> Table:
     """The first table: may this artifact stand in for the baseline?"""
-    adjusted = holm([c.mcnemar_p for c in one.comparisons])
-    rows = [(label(one.baseline), "baseline", points(accuracy(one.baseline), 100), *[NOTHING] * 7)]
-    for record, c, p in zip(one.candidates, one.comparisons, adjusted, strict=True):
-        needed = f"{c.verdict.n_needed:,}" if c.verdict.n_needed else NOTHING
-        rows.append(
-            (
-                c.candidate,
-                verdict_words(c, floor),
-                points(accuracy(record), 100),
-                points(c.loss_points, signed=True),
-                needed,
-                str(c.count("right_to_wrong")),
-                str(c.count("wrong_to_right")),
-                str(c.count("wrong_to_other_wrong")),
-                p_value(p),
-                str(sum(f.confident for f in c.flips if f.kind == "right_to_wrong")),
-            )
-        )
     margin = margin_words(one) if one.comparisons else ""
     note = (
         "95 % intervals; loss in percentage points, positive where worse. Verdict at a margin of "
@@ -44,19 +27,27 @@ def verdict_table(one: TaskComparison, floor: NoiseFloor | None) -> Table:
             f"({', '.join(floor.differs_in) or 'nothing changed'}): {floor.loss_points:.2f} points, "
             f"{floor.n_flips} flips."
         )
-    columns = (
-        "artifact",
-        "verdict",
-        "accuracy %",
-        "loss, points",
-        "questions to decide",
-        "right→ wrong",
-        "wrong→ right",
-        "wrong→ other wrong",
-        "p",
-        "confident losses",
-    )
-    return Table("Verdict", columns, tuple(rows), note)
+    columns = {
+        "artifact": lambda r, c, p: c.candidate,
+        "verdict": lambda r, c, p: verdict_words(c, floor),
+        "accuracy %": lambda r, c, p: points(accuracy(r), 100),
+        "loss, points": lambda r, c, p: points(c.loss_points, signed=True),
+        "questions to decide": lambda r, c, p: needed(c),
+        "right→ wrong": lambda r, c, p: str(c.count("right_to_wrong")),
+        "wrong→ right": lambda r, c, p: str(c.count("wrong_to_right")),
+        "wrong→ other wrong": lambda r, c, p: str(c.count("wrong_to_other_wrong")),
+        "p": lambda r, c, p: p_value(p),
+        "confident losses": lambda r, c, p: str(sum(f.confident for f in c.of_kind("right_to_wrong"))),
+    }
+    adjusted = holm([c.mcnemar_p for c in one.comparisons])
+    found = tabulate("Verdict", columns, zip(one.candidates, one.comparisons, adjusted, strict=True), note)
+    baseline = (label(one.baseline), "baseline", points(accuracy(one.baseline), 100), *[NOTHING] * 7)
+    return replace(found, rows=(baseline, *found.rows))
+
+
+def needed(c: Comparison) -> str:
+    """How many questions would decide, where that is known."""
+    return f"{c.verdict.n_needed:,}" if c.verdict.n_needed else NOTHING
 
 
 def verdict_words(c: Comparison, floor: NoiseFloor | None) -> str:
@@ -68,23 +59,17 @@ def overview_table(tasks: Sequence[TaskComparison], floors: Mapping[str, NoiseFl
     """Verdict and loss of every artifact in every task; None where there is one task only."""
     if len(tasks) < 2:
         return None
-    rows = [
-        (
-            tasks[0].comparisons[i].candidate,
-            *(
-                f"{verdict_words(c, floors.get(one.task))}, {c.loss_points.value:+.1f}"
-                for one in tasks
-                for c in [one.comparisons[i]]
-            ),
-        )
-        for i in range(len(tasks[0].comparisons))
-    ]
-    return Table(
-        "All tasks",
-        ("artifact", *(one.task for one in tasks)),
-        tuple(rows),
-        "Verdict and loss in percentage points; intervals stand with each task.",
+
+    def cell(task: str, c: Comparison) -> str:
+        return f"{verdict_words(c, floors.get(task))}, {c.loss_points.value:+.1f}"
+
+    names = [one.task for one in tasks]
+    rows = tuple(
+        (found[0].candidate, *map(cell, names, found))
+        for found in zip(*(one.comparisons for one in tasks), strict=True)
     )
+    note = "Verdict and loss in percentage points; intervals stand with each task."
+    return Table("All tasks", ("artifact", *names), rows, note)
 
 
 def smallest_non_inferior(one: TaskComparison) -> str | None:

@@ -166,7 +166,7 @@ def test_drawing_keeps_its_font_list_in_our_cache_and_says_nothing(tmp_path: Pat
     home.mkdir()
     code = (
         "import json, os, sys; from bench.reports.drawing import draw; before = dict(os.environ);"
-        "svg = draw('x', 'title', 100, lambda figure: figure.add_subplot());"
+        "svg = draw('x', 'title', 100, lambda axes: None);"
         "print(json.dumps([svg[:4], before == dict(os.environ)]))"
     )
     environment = {
@@ -193,7 +193,7 @@ def test_a_matplotlibrc_of_the_users_own_changes_nothing(tmp_path: Path, monkeyp
     import matplotlib
 
     def one() -> str:
-        return draw("x", "title", 100, lambda figure: figure.add_subplot().plot([1, 2]) and None)
+        return draw("x", "title", 100, lambda axes: axes.plot([1, 2]) and None)
 
     plain = one()
     monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 20.0)
