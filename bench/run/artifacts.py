@@ -59,9 +59,8 @@ def look_at(path: Path) -> Measured:
         trained = read_json(path / "config.json", _Config, ArtifactError).max_position_embeddings
         return Measured(path, n_bytes, trained if isinstance(trained, int) else 0)
     artifact = open_artifact(path)
-    return Measured(
-        path, artifact.n_bytes, artifact.n_context_trained, artifact, read_header(path) if path.is_file() else None
-    )
+    header = read_header(path) if path.is_file() else None
+    return Measured(path, artifact.n_bytes, artifact.n_context_trained, artifact, header)
 
 
 def template_of(measured: Measured) -> TemplateSource | None:
@@ -79,38 +78,31 @@ def facts_of(measured: Measured, on_bytes: OnBytes) -> ArtifactFacts:
     path = measured.path
     if artifact := measured.artifact:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        return ArtifactFacts(
-            file_name=path.name,
-            sha256=files_sha256(files, on_bytes),
-            format=artifact.format,
-            model_name=artifact.name,
-            recipe=artifact.recipe,
-            n_params=artifact.n_params,
-            n_bytes=artifact.n_bytes,
-            bits_per_weight=artifact.bits_per_weight,
-            source=source_of(path),
-        )
-    files = weight_files(path)
-    tensors = [tensor for file in files for tensor in read_safetensors_header(file)]
-    n_params = sum(math.prod(tensor.shape) for tensor in tensors)
-    if not n_params:
-        raise ArtifactError(f"{path}: its safetensors files hold no weights")
+        kind, name, recipe = artifact.format, artifact.name, artifact.recipe
+        n_params, bits_per_weight = artifact.n_params, artifact.bits_per_weight
+    else:
+        files = weight_files(path)
+        tensors = [tensor for file in files for tensor in read_safetensors_header(file)]
+        n_params = sum(math.prod(tensor.shape) for tensor in tensors)
+        if not n_params:
+            raise ArtifactError(f"{path}: its safetensors files hold no weights")
+        kind, name, recipe = "safetensors", path.name, "+".join(sorted({tensor.dtype for tensor in tensors}))
+        bits_per_weight = 8 * sum(tensor.n_bytes for tensor in tensors) / n_params
     return ArtifactFacts(
         file_name=path.name,
         sha256=files_sha256(files, on_bytes),
-        format="safetensors",
-        model_name=path.name,
-        recipe="+".join(sorted({tensor.dtype for tensor in tensors})),
+        format=kind,
+        model_name=name,
+        recipe=recipe,
         n_params=n_params,
         n_bytes=measured.n_bytes,
-        bits_per_weight=8 * sum(tensor.n_bytes for tensor in tensors) / n_params,
+        bits_per_weight=bits_per_weight,
         source=source_of(path),
     )
 
 
 def facts_of_server(served: ServedModel) -> ArtifactFacts:
     """What is known of the model: its weights are out of reach, so no hash, and sizes only where the server says."""
-    bits = 8 * served.n_bytes / served.n_params if served.n_params else 0.0
     return ArtifactFacts(
         file_name=PurePosixPath(served.name).name,
         sha256="",
@@ -119,7 +111,7 @@ def facts_of_server(served: ServedModel) -> ArtifactFacts:
         recipe=served.recipe or "unknown",
         n_params=served.n_params,
         n_bytes=served.n_bytes,
-        bits_per_weight=bits,
+        bits_per_weight=8 * served.n_bytes / served.n_params if served.n_params else 0.0,
     )
 
 

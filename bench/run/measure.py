@@ -18,7 +18,7 @@ from bench.run import memory
 from bench.run.child import OnProgress, Progress
 from bench.run.meters import Costs, Meters
 from bench.run.record import ArtifactFacts, Performance, RecordWriter, RunRecord, TaskFacts
-from bench.run.speed import measure_speed
+from bench.run.speed import Speed, measure_speed
 from bench.score.chat import score_chat
 from bench.score.scoring import ScoredSample, score_samples
 from bench.score.server import score_on_server
@@ -133,16 +133,10 @@ def measure(
     with RecordWriter(output.path, record, resume=output.resume, force=output.force) as writer:
         samples = list(writer.done)
         left = questions.items[len(samples) :]
-        performance = Performance(load_seconds=engine.info.load_seconds, kv_cache_bytes=subject.kv_cache_bytes)
+        speed = Speed()
         if settings.measure_speed and isinstance(engine, LogitsEngine):
             report(Progress("speed", 0, 1))
             speed = measure_speed(engine)
-            performance = replace(
-                performance,
-                prefill_tokens_per_second=speed.prefill_tokens_per_second,
-                decode_tokens_per_second=speed.decode_tokens_per_second,
-                first_token_seconds=speed.first_token_seconds,
-            )
             report(Progress("speed", 1, 1))
         if subject.meters:
             subject.meters.zero()
@@ -153,22 +147,17 @@ def measure(
             report(Progress("score", len(samples), len(questions.items)))
         seconds = time.perf_counter() - started
         costs = subject.meters.read(engine.info.device) if subject.meters else Costs()
-        performance = replace(
-            performance,
+        performance = Performance(
+            **asdict(speed),
+            **asdict(costs) | {"notes": (*_notes(settings, resumed=bool(writer.done)), *costs.notes)},
+            load_seconds=engine.info.load_seconds,
             scoring_seconds=seconds,
             n_scored=len(left),
             n_prompt_tokens=sum(s.n_prompt_tokens for s in samples[len(writer.done) :]),
-            peak_vram_bytes=costs.peak_vram_bytes,
-            cpu_joules=costs.cpu_joules,
-            gpu_joules=costs.gpu_joules,
-            notes=(*_notes(settings, resumed=bool(writer.done)), *costs.notes),
+            peak_rss_bytes=process_memory().peak if subject.path else 0,
+            weights_resident_bytes=memory.mapped_bytes_of(subject.path) if subject.path else 0,
+            kv_cache_bytes=subject.kv_cache_bytes,
         )
-        if subject.path is not None:
-            performance = replace(
-                performance,
-                peak_rss_bytes=process_memory().peak,
-                weights_resident_bytes=memory.mapped_bytes_of(subject.path),
-            )
         writer.finish(performance, tuple(samples))
     return replace(record, samples=tuple(samples), performance=performance, complete=True)
 
@@ -177,16 +166,16 @@ def score(
     engine: LogitsEngine | AnswersEngine, items: Sequence[tuple[Sample, Prompt]], settings: RunSettings
 ) -> Iterator[ScoredSample]:
     """Scored samples, one call of the engine a group of questions."""
-    if isinstance(engine, AnswersEngine):
-        for start in range(0, len(items), settings.n_group or len(items) or 1):
-            yield from score_on_server(engine, items[start : start + settings.n_group or None], settings)
-        return
-    if settings.prompting.protocol == "chat":
+    if settings.prompting.protocol == "chat" and not isinstance(engine, AnswersEngine):
         yield from score_chat(engine, items, reply_tokens=settings.reply_tokens)
         return
     step = settings.n_group or len(items) or 1
     for start in range(0, len(items), step):
-        yield from score_samples(engine, items[start : start + step], max_tokens=settings.max_tokens)
+        group = items[start : start + step]
+        if isinstance(engine, AnswersEngine):
+            yield from score_on_server(engine, group, settings)
+        else:
+            yield from score_samples(engine, group, max_tokens=settings.max_tokens)
 
 
 def engine_facts(info: EngineInfo) -> dict[str, object]:

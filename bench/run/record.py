@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self, TypeVar, cast
 
 import msgspec
@@ -186,10 +185,9 @@ def read_record(path: Path) -> RunRecord:
         hint = f"{partial} holds an unfinished run: --resume continues it" if partial.is_file() else None
         raise RecordError(f"{path}: no such run record", hint=hint)
     lines = whole_lines(path)
-    try:
-        first = next(lines)
-    except StopIteration:
-        raise RecordError(f"{path}: no whole line") from None
+    first = next(lines, None)
+    if first is None:
+        raise RecordError(f"{path}: no whole line")
     record = _record_from_header(first, str(path))
     samples: list[ScoredSample] = []
     for number, line in enumerate(lines, start=2):
@@ -260,9 +258,7 @@ class RecordWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._handle.close()
 
 
@@ -286,18 +282,17 @@ class _Header:
     environment: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _SampleLine:
-    """One sample, by the short names of the file."""
+class _SampleLine(msgspec.Struct, rename={"option_log_probabilities": "logp", "prompt_sha256": "prompt"}):
+    """One sample: the fields of ScoredSample, two by the short names of the file."""
 
     id: str
     status: str
     prediction: int
     answer: int
-    logp: tuple[float, ...]
+    option_log_probabilities: tuple[float, ...]
     subject: str
     cluster: str
-    prompt: str
+    prompt_sha256: str
     n_prompt_tokens: int
     question: str = ""
     options: tuple[str, ...] = ()
@@ -320,10 +315,8 @@ class _EndLine:
 
 def _exactly(raw: msgspec.Raw, expected: type[T], where: str) -> T:
     """`raw` as the dataclass `expected`, with no other key: a record of another version says more."""
-    unknown = decode_json(raw, dict[str, Any], RecordError, where=where).keys() - {
-        one.name for one in fields(cast(Any, expected))
-    }
-    if unknown:
+    known = {one.name for one in fields(cast(Any, expected))}
+    if unknown := decode_json(raw, dict[str, Any], RecordError, where=where).keys() - known:
         raise RecordError(f"{where}: unknown key {', '.join(sorted(unknown))}")
     return decode_json(raw, expected, RecordError, where=where)
 
@@ -353,22 +346,8 @@ def _sample(line: bytes, kind: str, where: str) -> ScoredSample:
     if kind != "sample":
         raise RecordError(f"{where}: malformed sample: kind {kind!r}")
     found = decode_json(line, _SampleLine, RecordError, where=f"{where}: malformed sample")
-    return ScoredSample(
-        id=found.id,
-        prompt_sha256=found.prompt,
-        cluster=found.cluster,
-        subject=found.subject,
-        option_log_probabilities=found.logp,
-        prediction=found.prediction,
-        answer=found.answer,
-        status=found.status,
-        n_prompt_tokens=found.n_prompt_tokens,
-        true_options=found.true_options,
-        distribution=None if found.distribution is None else distributions.from_json(found.distribution, where),
-        text=found.text,
-        question=found.question,
-        options=found.options,
-    )
+    distribution = None if found.distribution is None else distributions.from_json(found.distribution, where)
+    return ScoredSample(**{**msgspec.structs.asdict(found), "distribution": distribution})
 
 
 def _finished(record: RunRecord, line: bytes, where: str) -> RunRecord:

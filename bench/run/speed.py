@@ -17,20 +17,18 @@ SETTLE_TOKENS = 16  # read once before the clock starts, so that file pages are 
 
 @dataclass(frozen=True)
 class Speed:
-    """Prefill and decode in tokens per second, the first token's delay in seconds after a prompt of n_prompt_tokens."""
+    """Prefill and decode in tokens per second, the first token's delay in seconds; 0 where it was not measured."""
 
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    first_token_seconds: float
-    n_prompt_tokens: int
-    n_decoded: int
+    prefill_tokens_per_second: float = 0.0
+    decode_tokens_per_second: float = 0.0
+    first_token_seconds: float = 0.0
 
 
 def measure_speed(engine: LogitsEngine, *, seed: int = 0) -> Speed:
     """Speed of one sequence. decode is 0 if the model ended every reply before its second token.
 
-    Prefill: n_prompt_tokens / seconds until the last position's logits are there. Decode: (n - 1) / seconds between
-    the first and the last of n generated tokens, greedy.
+    Prefill: the prompt's tokens / seconds until the last position's logits are there. Decode: (n - 1) / seconds
+    between the first and the last of n generated tokens, greedy.
     """
     rng = np.random.default_rng(seed)
     n_prompt = max(1, min(PREFILL_TOKENS, engine.info.n_context - DECODE_TOKENS))
@@ -55,7 +53,7 @@ def measure_speed(engine: LogitsEngine, *, seed: int = 0) -> Speed:
         first = first or times[1] - times[0]
         gaps += len(times) - 2
         decoding += times[-1] - times[1]
-    return Speed(n_prompt / statistics.median(seconds), gaps / decoding if gaps else 0.0, first, n_prompt, gaps)
+    return Speed(n_prompt / statistics.median(seconds), gaps / decoding if gaps else 0.0, first)
 
 
 def _token_times(engine: LogitsEngine, prompt: tuple[int, ...]) -> list[float]:

@@ -42,14 +42,10 @@ def carry_out(opener: OpenEngine, request: RunRequest, reporter: Reporter) -> No
     if not settings.runtime.n_context:
         settings = settings.with_context(min(CONTEXT_TOKENS, measured.n_context_trained or CONTEXT_TOKENS))
     reporter(Progress("load", 0, measured.n_bytes))
-    with Meters() as meters:
-        engine = opener(measured.path, settings)
-        try:
-            reporter(Progress("load", measured.n_bytes, measured.n_bytes))
-            kv_cache = memory.allocated_kv_bytes(engine.info) or measured.kv_cache_bytes(engine.info.n_context)
-            measure(engine, Subject(facts, measured.path, kv_cache, meters), questions, settings, output, reporter)
-        finally:
-            engine.close()
+    with Meters() as meters, closing(opener(measured.path, settings)) as engine:
+        reporter(Progress("load", measured.n_bytes, measured.n_bytes))
+        kv_cache = memory.allocated_kv_bytes(engine.info) or measured.kv_cache_bytes(engine.info.n_context)
+        measure(engine, Subject(facts, measured.path, kv_cache, meters), questions, settings, output, reporter)
 
 
 def open_real_engine(path: Path, settings: RunSettings) -> LogitsEngine:

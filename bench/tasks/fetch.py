@@ -8,6 +8,7 @@ task's row, or where that is not known the one that was written down when the fi
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.ask.question import HubFile, Sample, Task
 from bench.tasks.local import read_samples
@@ -60,8 +61,7 @@ def fetch_file(file: HubFile, task_name: str) -> Path:
     """The file in the cache, downloaded if need be. Raises TaskError if it cannot be had or is not what is pinned."""
     path = _cached(file) or _download(file, task_name)
     found = file_sha256(path)
-    hint = "delete the file and fetch it again"
-    name = blob_name(path)
+    hint, name = "delete the file and fetch it again", blob_name(path)
     if name is not None and name not in (found, git_blob_sha1(path)):
         raise TaskError(
             f"{path}: is not the file of commit {file.revision[:12]}: sha256 {found}, the hub has {name}", hint=hint
@@ -92,16 +92,15 @@ def _key(file: HubFile) -> str:
     return f"{file.repo}@{file.revision}/{file.path}"
 
 
-def _folder() -> Path:
-    return cache_folder() / "datasets"
+def _where(file: HubFile) -> dict[str, Any]:
+    """Which version of a dataset, and the cache for it, as huggingface_hub's functions take them."""
+    return {"cache_dir": cache_folder() / "datasets", "revision": file.revision, "repo_type": "dataset"}
 
 
 def _cached(file: HubFile) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(
-        file.repo, file.path, cache_dir=_folder(), revision=file.revision, repo_type="dataset"
-    )
+    found = try_to_load_from_cache(file.repo, file.path, **_where(file))
     return Path(found) if isinstance(found, str) else None
 
 
@@ -110,9 +109,7 @@ def _download(file: HubFile, task_name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(
-            hf_hub_download(file.repo, file.path, cache_dir=_folder(), revision=file.revision, repo_type="dataset")
-        )
+        return Path(hf_hub_download(file.repo, file.path, **_where(file)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
         why = "the hub cannot be reached" if offline else str(error).splitlines()[0]

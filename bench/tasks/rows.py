@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.ask.question import Sample
+from bench.ask.question import LETTERS, Sample
 from medlite.errors import MissingExtraError, TaskError
 from medlite.formats.json import decode_json
 
@@ -88,11 +88,8 @@ def checked(samples: Iterable[tuple[str, Sample]], *, duplicate_options: str = "
         named = f"{where} (id {sample.id})"
         if not 0 <= sample.answer < len(sample.options):
             raise TaskError(f"{named}: answer {sample.answer} of {len(sample.options)} options")
-        for what, text in (
-            ("id", sample.id),
-            ("question", sample.question),
-            *zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", sample.options, strict=False),
-        ):
+        texts = (("id", sample.id), ("question", sample.question), *zip(LETTERS, sample.options, strict=False))
+        for what, text in texts:
             if not text.strip():
                 raise TaskError(f"{named}: {what} is empty")
         if duplicate_options == "error":
@@ -110,7 +107,7 @@ def check_distinct(options: Sequence[str], where: str) -> None:
     for i, option in enumerate(options):
         plain = " ".join(option.split())
         if plain in first:
-            letters = f"{chr(65 + first[plain])} and {chr(65 + i)}"
+            letters = f"{LETTERS[first[plain]]} and {LETTERS[i]}"
             raise TaskError(
                 f"{where}: options {letters} are the same text {plain:.60}",
                 hint="a question with two equal options has no single right letter: correct the row",

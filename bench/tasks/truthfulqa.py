@@ -4,6 +4,7 @@ Source: Lin et al. 2022, TruthfulQA (arXiv 2109.07958).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,11 @@ MC1 = Task(
     duplicate_options="kept",
 )
 
-MC2 = Task(
+MC2 = replace(
+    MC1,
     name="truthfulqa_mc2",
     title="TruthfulQA MC2: probability on true options",
-    n_samples=817,
-    licence="Apache-2.0",
-    source=FILE.repo,
-    files=(FILE,),
     read=lambda paths: _read(paths, "mc2_targets"),
-    build_prompt=truthfulqa,
     harness_task="truthfulqa_mc2",
     measure="true_mass",
-    duplicate_options="kept",
 )

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -107,9 +106,7 @@ class BaselineWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._handle.close()
 
 
@@ -131,13 +128,8 @@ def read_baseline(path: Path, cut: Chunks, n_vocab: int) -> Iterator[tuple[Float
                 yield nats, [Kept(None, row) for row in np.load(handle, allow_pickle=False)]
                 continue
             borders, ids, logp, sums = (np.load(handle, allow_pickle=False) for _ in range(4))
-            yield (
-                nats,
-                [
-                    Kept(ids[a:b], logp[a:b], float(mass), float(plogp))
-                    for a, b, (mass, plogp) in zip(borders, borders[1:], sums, strict=False)
-                ],
-            )
+            rows = zip(borders, borders[1:], sums, strict=False)
+            yield nats, [Kept(ids[a:b], logp[a:b], float(mass), float(plogp)) for a, b, (mass, plogp) in rows]
 
 
 def kl_of_token(base: Kept, log_q: Floats) -> tuple[float, float]:
