@@ -6,8 +6,8 @@ by asking when it is opened, and stands in the record. What it does not tell is 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from medlite.models.hub import is_offline
 
 TOPS = (100, 20, 5, 1)  # tried in this order: vLLM's usual limit is 20, OpenAI's 5
 PROBE = "The patient takes"
+ECHO = {"echo": True}
 FORCING_BIAS = 1e4  # added to a logit: no model's logits differ by as much
 NO_LIMIT = 1 << 30  # tokens, where the server does not tell its context: it refuses what is too long
 LLAMA_SERVER, VLLM, OTHER = "llama-server", "vLLM", "OpenAI-compatible server"
@@ -56,8 +57,7 @@ class ServerFacts:
     echo: it gives the log-probabilities of the prompt's own tokens, so that a continuation is scored in one request.
     """
 
-    model: str
-    dialect: str
+    served: ServedModel
     version: str = ""
     n_vocab: int = 0
     n_context: int = 0
@@ -65,12 +65,7 @@ class ServerFacts:
     echo: bool = False
     tokenizer: bool = False
     full: bool = False
-    n_params: int = 0
-    n_bytes: int = 0
-    recipe: str = ""
     plain_token: int | None = None
-    chat_template: str = ""
-    special_tokens: dict[str, str] = field(default_factory=dict)
 
 
 class OpenAIEngine:
@@ -78,13 +73,14 @@ class OpenAIEngine:
 
     def __init__(self, client: JsonClient, facts: ServerFacts) -> None:
         self._client, self.facts = client, facts
+        self.served, self.has_tokenizer = facts.served, facts.tokenizer
         told_tokens = "all" if facts.full else f"up to {facts.n_top} most probable"
         self.info = EngineInfo(
             engine="openai",
-            engine_version=" ".join(filter(None, (facts.dialect, facts.version))),
+            engine_version=" ".join(filter(None, (facts.served.server, facts.version))),
             device="server",
             device_name=client.address.text,
-            model_name=facts.model,
+            model_name=facts.served.name,
             n_vocab=facts.n_vocab,
             n_context=facts.n_context or NO_LIMIT,
             n_threads=0,
@@ -98,37 +94,20 @@ class OpenAIEngine:
             warnings=() if facts.full else (f"the server tells {told_tokens} tokens: KL is not claimed",),
         )
 
-    @property
-    def served(self) -> ServedModel:
-        facts = self.facts
-        return ServedModel(
-            facts.model,
-            facts.dialect,
-            facts.n_params,
-            facts.n_bytes,
-            facts.recipe,
-            facts.chat_template,
-            facts.special_tokens,
-        )
-
-    @property
-    def has_tokenizer(self) -> bool:
-        return self.facts.tokenizer
-
     # --- text --------------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """The server's own token ids. vLLM reads control tokens in `text` as such, whatever parse_special says."""
-        if not self.facts.tokenizer:
+        if not self.has_tokenizer:
             raise ServerError(f"{self.info.device_name} has no /tokenize")
-        if self.facts.dialect == LLAMA_SERVER:
+        if self.served.server == LLAMA_SERVER:
             value: Any = {"content": text, "add_special": add_bos, "parse_special": parse_special}
         else:
-            value = {"model": self.facts.model, "prompt": text, "add_special_tokens": add_bos}
+            value = {"model": self.served.name, "prompt": text, "add_special_tokens": add_bos}
         return _token_ids(self._client.post("/tokenize", value))
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        reply = self._client.post("/detokenize", {"model": self.facts.model, "tokens": list(tokens)})
+        reply = self._client.post("/detokenize", {"model": self.served.name, "tokens": list(tokens)})
         found = _accepted(reply)
         return str(found.get("content", found.get("prompt", ""))).encode()
 
@@ -158,8 +137,7 @@ class OpenAIEngine:
             raise RefusedError(f"{missing} not among the {len(first)} tokens that the server tells, and it has no echo")
         sums = []
         for one in continuations:
-            echoed = self._complete(context + one, n_top=1, echo=True)
-            sums.append(text_sum(echoed.steps[: len(echoed.steps) - echoed.n_generated], one))
+            sums.append(text_sum(self._complete(context + one, n_top=1, more=ECHO).echoed, one))
         return sums, found.n_prompt_tokens
 
     def generate(
@@ -185,12 +163,8 @@ class OpenAIEngine:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def _complete(
-        self, prompt: str | list[int], *, n_top: int, echo: bool = False, more: dict[str, Any] | None = None
-    ) -> Completion:
-        return complete(
-            self._client, self.facts, prompt, n_top=n_top, more={**(more or {}), **({"echo": True} if echo else {})}
-        )
+    def _complete(self, prompt: str | list[int], *, n_top: int, more: Mapping[str, Any] | None = None) -> Completion:
+        return complete(self._client, self.facts, prompt, n_top=n_top, more=more)
 
     def _top(self, tokens: Sequence[int], n_top: int) -> dict[Name, float]:
         found = self._complete(list(tokens), n_top=n_top)
@@ -199,8 +173,7 @@ class OpenAIEngine:
         return dict(found.steps[0].top)
 
     def _echoed(self, context: Sequence[int], continuation: Sequence[int]) -> float:
-        found = self._complete([*context, *continuation], n_top=1, echo=True)
-        return continuation_sum(found.steps[: len(found.steps) - found.n_generated], continuation)
+        return continuation_sum(self._complete([*context, *continuation], n_top=1, more=ECHO).echoed, continuation)
 
     def _next(
         self, context: Sequence[int], before: Sequence[int], token: int, known: dict[tuple[int, ...], dict[Name, float]]
@@ -240,11 +213,16 @@ class ExactOpenAIEngine(OpenAIEngine):
 
 
 def complete(
-    client: JsonClient, facts: ServerFacts, prompt: str | list[int], *, n_top: int, more: dict[str, Any] | None = None
+    client: JsonClient,
+    facts: ServerFacts,
+    prompt: str | list[int],
+    *,
+    n_top: int,
+    more: Mapping[str, Any] | None = None,
 ) -> Completion:
     """One completion, greedy and of one token unless `more` says otherwise. Raises RefusedError, ContextError."""
     value: dict[str, Any] = {
-        "model": facts.model,
+        "model": facts.served.name,
         "prompt": prompt,
         "max_tokens": 1,
         "temperature": 0.0,
@@ -253,7 +231,7 @@ def complete(
     }
     if facts.plain_token is not None and value["max_tokens"] == 1:
         value["logit_bias"] = [[facts.plain_token, FORCING_BIAS]]
-    if facts.tokenizer and facts.dialect == VLLM:
+    if facts.tokenizer and facts.served.server == VLLM:
         value["return_tokens_as_token_ids"] = True
     return read_completion(_accepted(client.post("/v1/completions", value)))
 
@@ -297,7 +275,7 @@ def open_openai(
         facts = replace(facts, n_top=_most_told(client, facts), echo=_echoes(client, facts))
         if exact and not (facts.n_vocab and facts.tokenizer):
             raise ServerError(
-                f"{address.text}: {facts.dialect} does not tell the whole vocabulary's probabilities",
+                f"{address.text}: {facts.served.server} does not tell the whole vocabulary's probabilities",
                 hint="without --exact, or with llama-server",
             )
     except BaseException:
@@ -332,26 +310,30 @@ def _dialect(client: JsonClient, row: dict[str, Any]) -> ServerFacts:
         meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
         bos, eos = (str(props.body.get(key) or "") for key in ("bos_token", "eos_token"))
         plain = _token_ids(client.post("/tokenize", {"content": PROBE, "add_special": False, "parse_special": False}))
-        return ServerFacts(
+        served = ServedModel(
             model,
             LLAMA_SERVER,
-            plain_token=plain[-1] if plain else None,
-            version=str(props.body.get("build_info") or ""),
-            n_vocab=_count(meta, "n_vocab"),
-            n_context=_count(meta, "n_ctx") or _count(props.body["default_generation_settings"], "n_ctx"),
-            tokenizer=True,
             n_params=_count(meta, "n_params"),
             n_bytes=_count(meta, "size"),
             recipe=str((meta or {}).get("ftype") or ""),
             chat_template=str(props.body.get("chat_template") or ""),
             special_tokens={"bos_token": bos, "eos_token": eos},
         )
-    version = client.get("/version")
+        return ServerFacts(
+            served,
+            version=str(props.body.get("build_info") or ""),
+            n_vocab=_count(meta, "n_vocab"),
+            n_context=_count(meta, "n_ctx") or _count(props.body["default_generation_settings"], "n_ctx"),
+            tokenizer=True,
+            plain_token=plain[-1] if plain else None,
+        )
+    version, n_context = client.get("/version"), _count(row, "max_model_len")
     if version.status == 200 and "version" in version.body:
-        facts = ServerFacts(model, VLLM, version=str(version.body["version"]), n_context=_count(row, "max_model_len"))
         asked = client.post("/tokenize", {"model": model, "prompt": PROBE, "add_special_tokens": True})
-        return replace(facts, tokenizer=asked.status == 200)
-    return ServerFacts(model, OTHER, n_context=_count(row, "max_model_len"))
+        return ServerFacts(
+            ServedModel(model, VLLM), str(version.body["version"]), n_context=n_context, tokenizer=asked.status == 200
+        )
+    return ServerFacts(ServedModel(model, OTHER), n_context=n_context)
 
 
 def _most_told(client: JsonClient, facts: ServerFacts) -> int:
@@ -374,11 +356,10 @@ def _most_told(client: JsonClient, facts: ServerFacts) -> int:
 def _echoes(client: JsonClient, facts: ServerFacts) -> bool:
     """Whether the prompt's own tokens come back with their log-probabilities."""
     try:
-        found = complete(client, facts, PROBE, n_top=1, more={"echo": True})
+        echoed = complete(client, facts, PROBE, n_top=1, more=ECHO).echoed
     except (RefusedError, ContextError):
         return False
-    of_prompt = found.steps[: len(found.steps) - found.n_generated]
-    return len(of_prompt) > 1 and all(step.log_probability is not None for step in of_prompt[1:])
+    return len(echoed) > 1 and all(step.log_probability is not None for step in echoed[1:])
 
 
 def _count(value: Any, key: str) -> int:

@@ -39,6 +39,11 @@ class Completion:
     n_generated: int
     finish: str
 
+    @property
+    def echoed(self) -> tuple[Step, ...]:
+        """The prompt's own tokens, where they were asked for."""
+        return self.steps[: len(self.steps) - self.n_generated]
+
 
 def read_completion(body: Any) -> Completion:
     """The reply `body` of /v1/completions. Raises RefusedError saying what it lacks."""
