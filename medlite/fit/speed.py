@@ -10,6 +10,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import cache
 from itertools import takewhile
 from types import SimpleNamespace
@@ -110,35 +111,26 @@ def measure_bytes_per_second(
 
     Of the median round: what a user gets from a machine as it is.
     """
-    ggml, pointers = _ggml(), _Pointers()
+    ggml = _ggml()
     n_rows = n_bytes // ggml_type.row_bytes(N_COLUMNS) // 64 * 64
     repacked = is_repacked(TensorInfo("blk.0.ffn_up.weight", ggml_type, (n_rows, N_COLUMNS), 0), kernel_features())
     kind = repacking_buffer_type() if repacked else None
-    try:
-        weights = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+    with ExitStack() as stack:
+        weights = _context(stack)
         matrix = ggml.ggml_new_tensor_2d(weights, ggml_type.id, N_COLUMNS, n_rows)
-        buffer = pointers.keep(
-            ggml.ggml_backend_buffer_free,
-            ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, kind or ggml.ggml_backend_cpu_buffer_type()),
-        )
+        buffer = _allocate(stack, weights, kind)
         if kind:
             zeros = bytes(ggml.ggml_nbytes(matrix))
             ggml.ggml_backend_tensor_set(matrix, zeros, 0, len(zeros))
         else:
             ggml.ggml_backend_buffer_clear(buffer, 0)
-        scratch = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+        scratch = _context(stack)
         vector = ggml.ggml_new_tensor_2d(scratch, GGML_TYPE_F32, N_COLUMNS, 1)
         product = ggml.ggml_mul_mat(scratch, matrix, vector)
         graph = ggml.ggml_new_graph(scratch)
         ggml.ggml_build_forward_expand(graph, product)
-        activations = pointers.keep(
-            ggml.ggml_backend_buffer_free,
-            ggml.ggml_backend_alloc_ctx_tensors_from_buft(scratch, ggml.ggml_backend_cpu_buffer_type()),
-        )
-        ggml.ggml_backend_buffer_clear(activations, 0)
+        ggml.ggml_backend_buffer_clear(_allocate(stack, scratch), 0)
         return n_rows * ggml_type.row_bytes(N_COLUMNS) / _median_round(graph, n_threads, n_rounds)
-    finally:
-        pointers.free()
 
 
 def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_rounds: int = KERNEL_ROUNDS) -> float:
@@ -146,9 +138,9 @@ def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_roun
 
     Several heads share keys and values, and each reads them again, from the processor's caches. Of the median round.
     """
-    ggml, pointers = _ggml(), _Pointers()
-    try:
-        context = pointers.keep(ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
+    ggml = _ggml()
+    with ExitStack() as stack:
+        context = _context(stack)
         query = ggml.ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, ATTENTION_HEADS)
         keys, values = (
             ggml.ggml_new_tensor_3d(context, ggml_type.id, head_dim, ATTENTION_TOKENS, ATTENTION_HEADS_KV)
@@ -157,15 +149,9 @@ def measure_attention(ggml_type: GgmlType, head_dim: int, n_threads: int, n_roun
         attended = ggml.ggml_flash_attn_ext(context, query, keys, values, None, head_dim**-0.5, 0.0, 0.0)
         graph = ggml.ggml_new_graph(context)
         ggml.ggml_build_forward_expand(graph, attended)
-        buffer = pointers.keep(
-            ggml.ggml_backend_buffer_free,
-            ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, ggml.ggml_backend_cpu_buffer_type()),
-        )
-        ggml.ggml_backend_buffer_clear(buffer, 0)
+        ggml.ggml_backend_buffer_clear(_allocate(stack, context), 0)
         n_bytes = 2 * ATTENTION_HEADS * ATTENTION_TOKENS * ggml_type.row_bytes(head_dim)
         return n_bytes / _median_round(graph, n_threads, n_rounds)
-    finally:
-        pointers.free()
 
 
 def clock_for(n_threads: int) -> Callable[[], float]:
@@ -190,23 +176,24 @@ def _median_round(graph: Any, n_threads: int, n_rounds: int) -> float:
     return statistics.median(seconds[1:])
 
 
-class _Pointers:
-    """Native objects and what frees them, newest first."""
+def _context(stack: ExitStack) -> Any:
+    """A ggml context without data, freed with `stack`."""
+    ggml = _ggml()
+    return _freed_with(stack, ggml.ggml_free, ggml.ggml_init(_InitParams(OVERHEAD_BYTES, None, True)))
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[Any, Any]] = []
 
-    def keep(self, release: Any, pointer: Any) -> Any:
-        if not pointer:
-            self.free()
-            raise EngineError("ggml could not allocate memory for a moment's measurement")
-        self._kept.append((release, pointer))
-        return pointer
+def _allocate(stack: ExitStack, context: Any, kind: Any = None) -> Any:
+    """The buffer of a context's tensors, of a buffer type, freed with `stack`; None: the CPU's plain one."""
+    ggml = _ggml()
+    buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, kind or ggml.ggml_backend_cpu_buffer_type())
+    return _freed_with(stack, ggml.ggml_backend_buffer_free, buffer)
 
-    def free(self) -> None:
-        while self._kept:
-            release, pointer = self._kept.pop()
-            release(pointer)
+
+def _freed_with(stack: ExitStack, free: Any, pointer: Any) -> Any:
+    if not pointer:
+        raise EngineError("ggml could not allocate memory for a moment's measurement")
+    stack.callback(free, pointer)
+    return pointer
 
 
 def repacking_buffer_type(name: bytes = REPACKING_BUFFER) -> Any:
