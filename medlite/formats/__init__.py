@@ -1,1 +1,1 @@
-"""Bytes on disk, hostile until checked: each file format is parsed here and nowhere else."""
+"""Bytes on disk, hostile until checked: a format that several rooms read is parsed here and nowhere else."""

@@ -89,7 +89,7 @@ class GgufReceipt:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file of the folder."""
+    """A file of the folder; of a GGUF file, what `stated_sha256` asks for."""
 
     name: FileName
     n_bytes: Count
@@ -160,14 +160,8 @@ class _Named:
 
 
 @dataclass(frozen=True)
-class _Hash:
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class _Hashed:
-    files: tuple[_Hash, ...]
+    files: tuple[OnnxFile, ...]
 
 
 def source_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, through huggingface_hub's cache and token. The only file that downloads.
+"""Models from the Hugging Face hub, through huggingface_hub's cache and token. No other file downloads one.
 
 Nothing here runs unless the user named a model. Sizes are known and the disk is checked before the first byte, a
 revision is pinned to its commit, a broken connection is taken up where it broke, and what arrived is compared with the
@@ -123,28 +123,21 @@ def list_repository(repository: str, revision: str | None, patterns: Sequence[st
 
     with _hub_errors(repository, revision):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    files = tuple(
-        sorted(
-            (
-                RemoteFile(row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "")
-                for row in info.siblings or ()
-                if any(fnmatch.fnmatch(row.rfilename, pattern) for pattern in patterns)
-            ),
-            key=lambda file: (file.n_bytes, file.name),
-        )
-    )
-    return RemoteRepository(repository, revision or DEFAULT_REVISION, str(info.sha), files)
+    files = [RemoteFile(row.rfilename, row.size or 0, row.lfs.sha256 if row.lfs else "") for row in info.siblings or ()]
+    files.sort(key=lambda file: (file.n_bytes, file.name))
+    return RemoteRepository(repository, revision or DEFAULT_REVISION, str(info.sha), _matching(files, patterns))
 
 
 def checkpoint_of(remote: RemoteRepository) -> RemoteRepository:
     """The checkpoint's files among those of `remote`: safetensors, or pickled weights where there are none."""
-
-    def those(patterns: Sequence[str]) -> tuple[RemoteFile, ...]:
-        return tuple(file for file in remote.files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns))
-
-    safe = those(CHECKPOINT_FILES)
+    safe = _matching(remote.files, CHECKPOINT_FILES)
     has_weights = any(file.name.endswith(".safetensors") for file in safe)
-    return replace(remote, files=safe if has_weights else those([*CHECKPOINT_FILES, *PICKLED_FILES]))
+    files = safe if has_weights else _matching(remote.files, [*CHECKPOINT_FILES, *PICKLED_FILES])
+    return replace(remote, files=files)
+
+
+def _matching(files: Sequence[RemoteFile], patterns: Sequence[str]) -> tuple[RemoteFile, ...]:
+    return tuple(file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns))
 
 
 def check_space(remote: RemoteRepository) -> int:

@@ -9,7 +9,7 @@ from medlite.formats.chat_template import ChatTemplate, special_tokens
 from medlite.formats.gguf import Header
 from medlite.formats.onnx_folder import OnnxFacts
 from medlite.formats.receipt import source_name
-from medlite.models.catalog import PROMPT_FORMATS, CatalogModel, recognise
+from medlite.models.catalog import PROMPT_FORMATS, recognise
 
 PLAIN = "none"  # the row of PROMPT_FORMATS that only continues text
 
@@ -47,7 +47,7 @@ def choose(own: str, tokens: Mapping[str, str], names: list[object], wanted: str
         return documented(wanted, tokens, "as asked for")
     if own.strip():
         return Prompting(ChatTemplate(own, tokens))
-    known = _first_known(names)
+    known = next((row for name in names if isinstance(name, str) and (row := recognise(name))), None)
     if known is None:
         return Prompting(
             None,
@@ -69,7 +69,3 @@ def documented(name: str, tokens: Mapping[str, str], why: str) -> Prompting:
         return Prompting(None, f"Without a template, {why}: the model continues your text.")
     row = PROMPT_FORMATS[name]
     return Prompting(ChatTemplate(row.jinja(), tokens, stop=row.stop), f"Prompts follow the format {name}, {why}.")
-
-
-def _first_known(names: list[object]) -> CatalogModel | None:
-    return next((known for name in names if isinstance(name, str) and (known := recognise(name)) is not None), None)

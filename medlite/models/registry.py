@@ -56,9 +56,9 @@ def resolve_model(text: str) -> Path:
     if name == DEMO_NAME:
         path = demo_artifact(recipe.upper() or COMMON_RECIPE)
         if not path.is_file():
-            missing = f"the demonstration model is not made {f'at {recipe}' if recipe else 'yet'}"
             raise ArtifactError(
-                missing, hint="medlite demo" if not recipe else "medlite demo makes BF16, Q8_0, Q4_K_M and Q2_K"
+                f"the demonstration model is not made {f'at {recipe}' if recipe else 'yet'}",
+                hint="medlite demo makes BF16, Q8_0, Q4_K_M and Q2_K" if recipe else "medlite demo",
             )
         return path
     if path.is_dir():
@@ -71,7 +71,9 @@ def resolve_model(text: str) -> Path:
     if (known := find_model(name)) is not None:
         return only_one(known.name, artifacts_of(known), recipe, missing_artifact(known, recipe))
     if (match := REPOSITORY.fullmatch(name)) and not text.startswith((".", "~")):
-        return only_one(name, list(in_hub_cache(match["repository"])), recipe, missing_repository(name))
+        make = f"medlite pull {name}; if that brings a checkpoint: medlite quantize {name} --recipe {COMMON_RECIPE}"
+        missing = ArtifactError(f"{name}: no GGUF file of it on this machine", hint=make)
+        return only_one(name, list(in_hub_cache(match["repository"])), recipe, missing)
     near = near_names(name)
     raise ArtifactError(
         f"{text}: neither a file nor the name of a model",
@@ -114,13 +116,6 @@ def missing_artifact(model: CatalogModel, recipe: str) -> ArtifactError:
     ):
         return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
     return ArtifactError(f"{model.name}: not on this machine", hint=f"medlite pull {model.name}, then: {make}")
-
-
-def missing_repository(name: str) -> ArtifactError:
-    return ArtifactError(
-        f"{name}: no GGUF file of it on this machine",
-        hint=f"medlite pull {name}; if that brings a checkpoint: medlite quantize {name} --recipe {COMMON_RECIPE}",
-    )
 
 
 # --- what is here ----------------------------------------------------------------------------------------------------
