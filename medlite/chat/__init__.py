@@ -82,7 +82,7 @@ def load(
     if path.parent == demo_artifact().parent:  # the file says checkpoint, which is what its folder is called
         artifact = replace(artifact, name=DEMO_NAME)
     note = prompting.note or missing_marks(engine, prompting.template)
-    return LoadedModel(replace(artifact, path=path), engine, prompting.template, note)
+    return LoadedModel(artifact, engine, prompting.template, note)
 
 
 def missing_marks(engine: Engine, template: ChatTemplate | None) -> str:

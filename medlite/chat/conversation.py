@@ -163,7 +163,8 @@ class Conversation:
 
         How many tokens need not be read again after `load`; 0 where the engine keeps nothing. Raises OutputError.
         """
-        session = SavedSession(self.engine.info.model_name, self.system, self.settings.temperature, tuple(self.turns))
+        name, temperature = self.engine.info.model_name, self.settings.temperature
+        session = SavedSession("medlite chat 1", name, self.system, temperature, tuple(self.turns))
         write_session(path, session, force=force)
         state_path(path).unlink(missing_ok=True)
         if not isinstance(self.engine, KeepsState) or not self._holds_the_conversation():

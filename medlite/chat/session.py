@@ -12,8 +12,6 @@ from medlite.errors import RecordError
 from medlite.files import whole_file
 from medlite.formats.json import read_json
 
-SESSION_FORMAT = "medlite chat 1"
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -26,11 +24,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class SavedSession:
-    """What a saved conversation holds, apart from the model."""
+    """The file of a saved conversation. model: its name."""
 
+    format: Literal["medlite chat 1"]
     model: str
     system: str
-    temperature: float
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)]
     turns: tuple[Turn, ...]
 
 
@@ -41,25 +40,12 @@ def state_path(path: Path) -> Path:
 
 def write_session(path: Path, session: SavedSession, *, force: bool = False) -> None:
     """Write `session` to `path`. Raises OutputError if it exists, unless force, or cannot be written."""
-    value = {"format": SESSION_FORMAT, **asdict(session)}
-    write_private(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", force=force)
-
-
-@dataclass(frozen=True)
-class _Stated:
-    """The file of a saved conversation."""
-
-    format: Literal["medlite chat 1"]
-    model: str
-    system: str
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)]
-    turns: tuple[Turn, ...]
+    write_private(path, json.dumps(asdict(session), indent=1, ensure_ascii=False) + "\n", force=force)
 
 
 def read_session(path: Path) -> SavedSession:
     """The conversation saved at `path`. Raises RecordError naming what is wrong with the file."""
-    stated = read_json(path, _Stated, RecordError, hint="/save FILE writes a conversation that can be loaded")
-    return SavedSession(stated.model, stated.system, stated.temperature, stated.turns)
+    return read_json(path, SavedSession, RecordError, hint="/save FILE writes a conversation that can be loaded")
 
 
 def write_private(path: Path, text: str, *, force: bool = False) -> None:

@@ -64,7 +64,7 @@ def distinct_sequences(requests: Sequence[LogitsRequest]) -> tuple[list[Branch],
 
 
 def keepable(sequence: Branch, resident: Ids) -> int:
-    """How many tokens of `resident` can stay for `sequence`: up to the first whose logits are wanted anew."""
+    """How many tokens of `resident` can stay for `sequence`: up to the first whose logits are wanted again."""
     first_wanted = int(sequence.wanted[0]) if len(sequence.wanted) else len(sequence.tokens)
     return min(shared_length(sequence.tokens, resident), first_wanted)
 
