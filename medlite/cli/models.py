@@ -86,22 +86,8 @@ class Here:
 def as_data(model: "CatalogModel", here: Here) -> dict[str, Any]:
     """A row for --json; sizes in bytes."""
     return {
-        "name": model.name,
-        "repository": model.repository,
-        "revision": model.revision,
+        **msgspec.to_builtins(model),
         "page": model.where,
-        "base": model.base,
-        "n_params": model.n_params,
-        "context": model.context,
-        "vocabulary": model.vocabulary,
-        "shape": msgspec.structs.asdict(model.shape),
-        "licence": model.licence,
-        "access": model.access,
-        "prompt": model.prompt,
-        "note": model.note,
-        "evidence": model.evidence,
-        "accuracy": dict(model.accuracy),
-        "accuracy_source": model.accuracy_source,
         "file_bytes": file_sizes(model),
         "local_bytes": here.checkpoint_bytes(model),
         "artifacts": [{"path": str(one.path), "recipe": one.recipe} for one in here.artifacts[model.name]],
