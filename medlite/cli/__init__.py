@@ -57,7 +57,7 @@ Examples:
   medlite quantize ./Llama-3.2-1B-Instruct --recipe Q4_K_M
   medlite chat Llama-3.2-1B-Instruct-Q4_K_M.gguf
 
-Research and demonstration only: no medical device, not for diagnosis.""",
+For research and demonstration, not for diagnosis. It is not a medical device.""",
 )
 @click.version_option(__version__, prog_name="medlite")
 def cli() -> None:

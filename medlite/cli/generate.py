@@ -27,7 +27,7 @@ Examples:
   medlite generate model.gguf "List three macrolides." --json
   medlite generate model.gguf "Which drugs does the letter name?" --json-schema drugs.schema.json
 
-No medical device, not for diagnosis."""
+It is not a medical device."""
 )
 @click.argument("model")
 @click.argument("prompt", required=False)

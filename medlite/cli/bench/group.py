@@ -22,7 +22,7 @@ Examples:
   medlite bench compare bf16.jsonl q4.jsonl --margin 1.0
   medlite bench sweep ./Llama-3.2-1B-Instruct --task medqa --report report.html
 
-No medical device: a verdict here is about a question set, not about patients.""",
+It is not a medical device: a verdict here is about a question set, not about patients.""",
 )
 def command() -> None:
     """Measure what low bits cost on medical questions."""

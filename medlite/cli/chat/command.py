@@ -28,7 +28,7 @@ Examples:
   medlite chat model.gguf --kv-type q8_0 --context 16384
   printf 'What is metformin?\\nIts side effects?\\n' | medlite chat model.gguf --json
 
-Nothing is written unless you /save it. No medical device, not for diagnosis."""
+Nothing is written unless you /save it. It is not a medical device."""
 )
 @click.argument("model", default="demo")
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the conversation.")
