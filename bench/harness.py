@@ -30,12 +30,10 @@ def score_pairs(engine: LogitsEngine, pairs: Sequence[Pair]) -> Iterator[tuple[f
     """
     for start in range(0, len(pairs), N_GROUP):
         group = [cut(pair, engine.info.n_context) for pair in pairs[start : start + N_GROUP]]
-        requests = [
-            LogitsRequest(
-                (*context, *continuation[:-1]), tuple(range(len(context) - 1, len(context) + len(continuation) - 1))
-            )
-            for context, continuation in group
-        ]
+        requests = []
+        for context, continuation in group:
+            tokens = (*context, *continuation[:-1])
+            requests.append(LogitsRequest(tokens, tuple(range(len(context) - 1, len(tokens)))))
         for (_, continuation), logits in zip(group, engine.logits(requests), strict=True):
             rows = log_softmax(logits)
             total = sum(float(rows[i, token]) for i, token in enumerate(continuation))
@@ -53,8 +51,7 @@ def generate_text(engine: LogitsEngine, context: str, settings: dict[str, Any]) 
     """The reply to `context` under the harness's generation settings."""
     until = settings.get("until") or []
     n_tokens = int(settings.get("max_gen_toks", MAX_REPLY_TOKENS))
-    tokens = engine.tokenize(context)
-    tokens = tokens[-max(1, engine.info.n_context - n_tokens) :]
+    tokens = engine.tokenize(context)[-max(1, engine.info.n_context - n_tokens) :]
     chosen = GenerationSettings(
         max_tokens=n_tokens,
         temperature=float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0,

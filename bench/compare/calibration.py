@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.compare.compare import option_probabilities
-from bench.intervals import CHUNK_ITEMS, Interval, bootstrap_mean
+from bench.intervals import CHUNK_ITEMS, Interval, Values, bootstrap_mean
 from bench.score.scoring import OK, ScoredSample
 
 N_BINS = 10
@@ -40,7 +39,7 @@ class Calibration:
     brier: Interval
     nll_nats: Interval
     bins: tuple[Bin, ...]
-    risks: NDArray[np.float64]
+    risks: Values
     aurc: float
 
 
@@ -72,33 +71,33 @@ def calibrate(samples: Sequence[ScoredSample], *, seed: int = 0) -> Calibration 
     )
 
 
-def reliability_bins(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> tuple[Bin, ...]:
+def reliability_bins(confidence: Values, correct: Values) -> tuple[Bin, ...]:
     """N_BINS bins of equal mass, by confidence; fewer if there are fewer samples."""
     order = np.argsort(confidence, kind="stable")
     parts = [part for part in np.array_split(order, N_BINS) if part.size]
     return tuple(Bin(part.size, float(confidence[part].mean()), float(correct[part].mean())) for part in parts)
 
 
-def expected_calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
+def expected_calibration_error(confidence: Values, correct: Values) -> float:
     """Mean over bins, weighted by n, of |accuracy - confidence|."""
     bins = reliability_bins(confidence, correct)
     return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / sum(b.n for b in bins)
 
 
-def risk_by_coverage(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> NDArray[np.float64]:
+def risk_by_coverage(confidence: Values, correct: Values) -> Values:
     """Error rate among the 1, 2, ... n most confident answers. Source: El-Yaniv and Wiener 2010, JMLR 11:1605."""
     order = np.argsort(-confidence, kind="stable")
     wrong = np.cumsum(1.0 - correct[order])
     return np.asarray(wrong / np.arange(1, order.size + 1), dtype=np.float64)
 
 
-def coverage_at_risk(risks: NDArray[np.float64], risk: float) -> float:
+def coverage_at_risk(risks: Values, risk: float) -> float:
     """The greatest share of questions that can be answered, most confident first, with an error rate within `risk`."""
     within = np.flatnonzero(risks <= risk + 1e-12)
     return float((within[-1] + 1) / risks.size) if within.size else 0.0
 
 
-def _ece_interval(confidence: NDArray[np.float64], correct: NDArray[np.float64], seed: int) -> Interval:
+def _ece_interval(confidence: Values, correct: Values, seed: int) -> Interval:
     """Percentile bootstrap; at small n both the value and its interval lie too high, since noise adds to |gap|."""
     rng = np.random.default_rng(seed)
     order = np.argsort(confidence, kind="stable")

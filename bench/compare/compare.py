@@ -5,14 +5,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.compare.verdict import Verdict, judge
-from bench.intervals import N_RESAMPLES, Interval, bootstrap_mean, cluster_means, mcnemar_exact, newcombe_paired, wilson
+from bench.intervals import (
+    N_RESAMPLES,
+    Interval,
+    Values,
+    bootstrap_mean,
+    cluster_means,
+    mcnemar_exact,
+    newcombe_paired,
+    wilson,
+)
 from bench.run.record import RunRecord
 from bench.score.distributions import kl_bounds
 from bench.score.scoring import OK, ScoredSample
 from medlite.errors import RecordError
+
+Samples = Sequence[ScoredSample]
 
 UNKNOWN = -1.0
 NEAR_TIE_NATS = 0.5  # a flip whose baseline margin is below this was undecided already: odds of at most 1.65 to 1
@@ -127,7 +137,8 @@ def compare(
     clusters = [s.cluster for s in old]
     measure = baseline.task.measure
     before, after = credits_of(old, measure), credits_of(new, measure)
-    loss = paired_loss(before, after, clusters, seed=seed, n_resamples=n_resamples, binary=measure == "accuracy")
+    binary = measure == "accuracy"
+    loss = paired_loss(before, after, clusters, seed=seed, n_resamples=n_resamples, binary=binary)
     per_cluster = cluster_means(before - after, clusters)
     deviation = 100 * float(per_cluster.std(ddof=1)) if per_cluster.size > 1 else 0.0
     margin = candidate.settings.margin_points if margin_points is None else margin_points
@@ -148,7 +159,7 @@ def compare(
         vocabulary_kl=full,
         option_kl=options,
         top_token_agreement=agreement,
-        subjects=_by_subject(old, before, after, seed, n_resamples, binary=measure == "accuracy"),
+        subjects=_by_subject(old, before, after, seed, n_resamples, binary=binary),
         warnings=tuple(warnings),
         seed=seed,
         n_resamples=n_resamples,
@@ -203,12 +214,10 @@ def _why_prompts_differ(baseline: RunRecord, candidate: RunRecord) -> str:
 def label(record: RunRecord) -> str:
     """The name of a run in tables: its own label, else the recipe of a known one, else the file's name."""
     recipe = record.artifact.recipe
-    if record.label:
-        return record.label
-    return recipe if recipe and recipe != "unknown" else record.artifact.file_name
+    return record.label or (recipe if recipe and recipe != "unknown" else record.artifact.file_name)
 
 
-def credits_of(samples: Sequence[ScoredSample], measure: str) -> NDArray[np.float64]:
+def credits_of(samples: Samples, measure: str) -> Values:
     """What each sample earns, 0 to 1. "accuracy": right or wrong; "true_mass": probability on the true options.
 
     true_mass source: Lin et al. 2022 (TruthfulQA MC2); lm_eval tasks/truthfulqa/utils.py, process_results_mc2.
@@ -234,13 +243,7 @@ def accuracy(record: RunRecord) -> Interval:
 
 
 def paired_loss(
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    clusters: Sequence[str],
-    *,
-    seed: int,
-    n_resamples: int,
-    binary: bool,
+    before: Values, after: Values, clusters: Sequence[str], *, seed: int, n_resamples: int, binary: bool
 ) -> Interval:
     """Mean of before - after over clusters: the hull of the cluster bootstrap's and Newcombe's paired interval.
 
@@ -260,7 +263,7 @@ def paired_loss(
     return Interval(interval.value, min(interval.low, score.low), max(interval.high, score.high))
 
 
-def flips_between(old: Sequence[ScoredSample], new: Sequence[ScoredSample]) -> tuple[Flip, ...]:
+def flips_between(old: Samples, new: Samples) -> tuple[Flip, ...]:
     """Every sample whose prediction changed, with its kind, in the order of the samples."""
     flips: list[Flip] = []
     for before, after in zip(old, new, strict=True):
@@ -274,7 +277,7 @@ def flips_between(old: Sequence[ScoredSample], new: Sequence[ScoredSample]) -> t
     return tuple(flips)
 
 
-def option_probabilities(sample: ScoredSample) -> NDArray[np.float64]:
+def option_probabilities(sample: ScoredSample) -> Values:
     """The options' probabilities, scaled to sum to 1. Shape (n_options,)."""
     logp = np.asarray(sample.option_log_probabilities, dtype=np.float64)
     p = np.exp(logp - logp.max())
@@ -297,12 +300,7 @@ def status_warnings(role: str, record: RunRecord) -> tuple[str, ...]:
 
 
 def _distances(
-    old: Sequence[ScoredSample],
-    new: Sequence[ScoredSample],
-    clusters: Sequence[str],
-    seed: int,
-    n_resamples: int,
-    warnings: list[str],
+    old: Samples, new: Samples, clusters: Sequence[str], seed: int, n_resamples: int, warnings: list[str]
 ) -> tuple[Divergence | None, Divergence | None, Interval | None]:
     """KL over the vocabulary and over the options, and how often both rank the same token first."""
     scored = [(a, b, c) for a, b, c in zip(old, new, clusters, strict=True) if a.status == b.status == OK]
@@ -324,7 +322,7 @@ def _distances(
     return full, options, agreement
 
 
-def per_question_kl(old: Sequence[ScoredSample], new: Sequence[ScoredSample]) -> NDArray[np.float64]:
+def per_question_kl(old: Samples, new: Samples) -> Values:
     """KL(baseline || candidate) in nats of each question that both scored, lower bounds, in order. Shape (n,)."""
     return np.array(
         [
@@ -361,13 +359,7 @@ def _divergence(
 
 
 def _by_subject(
-    samples: Sequence[ScoredSample],
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    seed: int,
-    n_resamples: int,
-    *,
-    binary: bool,
+    samples: Samples, before: Values, after: Values, seed: int, n_resamples: int, *, binary: bool
 ) -> tuple[SubjectLoss, ...]:
     """Loss within each subject, in order of first appearance; empty if there is only one."""
     names = list(dict.fromkeys(s.subject for s in samples))

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.compare.calibration import Calibration
 from bench.compare.compare import Comparison, accuracy, label, per_question_kl
 from bench.compare.runs import POOLED, TaskComparison
-from bench.intervals import Interval
+from bench.intervals import Interval, Values
 from bench.reports.content import Evidence
 from bench.reports.drawing import (
     AXIS,
@@ -344,7 +343,7 @@ def _point(i: int, tip: str) -> dict[str, Any]:
     return {"color": series(i)["color"], "marker": series(i)["marker"], "gid": TIP + tip}
 
 
-def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def thinned(x: Values, y: Values) -> tuple[Values, Values]:
     """At most MOST_CURVE_POINTS points of a curve, both ends among them."""
     keep = np.unique(np.linspace(0, x.size - 1, min(x.size, MOST_CURVE_POINTS)).round().astype(int))
     return x[keep], y[keep]

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Sequence
 from itertools import compress
 from statistics import median
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bench.compare.calibration import Calibration, coverage_at_risk
 from bench.compare.compare import Flip, accuracy, label
 from bench.compare.published import ATTAINABLE, EVIDENCES, Published
 from bench.compare.runs import POOLED, TaskComparison
 from bench.compare.safety import count_topics
+from bench.intervals import Values
 from bench.reports.content import NOTHING, Evidence, Table, divergence_cells, fine, number, points, size, tabulate
 from bench.reports.front import file_bytes, memory_bytes, on_front
 from bench.run.record import Performance
@@ -137,7 +135,7 @@ def risk_table(evidence: Evidence) -> Table | None:
     )
 
 
-def risk_at(risks: NDArray[np.float64], share: float) -> float:
+def risk_at(risks: Values, share: float) -> float:
     """Error rate among the most confident `share` of answers, a fraction of them but one at least."""
     return float(risks[max(1, math.ceil(share * risks.size)) - 1])
 

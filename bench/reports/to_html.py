@@ -1,7 +1,7 @@
 """A report as one HTML file: no network, no script, light and dark, printable. The page is report.html, style.css."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -9,10 +9,9 @@ from markupsafe import Markup
 from bench.compare.floor import NoiseFloor
 from bench.compare.published import published_beside
 from bench.compare.runs import TaskComparison
-from bench.compare.safety import Marked
-from bench.reports.content import Report, Table, evidence_of, mood, turned
+from bench.reports.content import Report, evidence_of, mood, turned
 from bench.reports.methods import method_lines
-from bench.reports.plots import Plot, all_plots
+from bench.reports.plots import all_plots
 from bench.reports.tables import published_table, tables_of
 from bench.reports.to_markdown import option
 from bench.reports.verdicts import answer_line, overview_table, verdict_table
@@ -22,20 +21,6 @@ FOLDER = Path(__file__).parent
 KINDS = {"right_to_wrong": "turned wrong", "wrong_to_other_wrong": "wrong in another way",
          "wrong_to_right": "turned right"}
 # fmt: on
-
-
-@dataclass(frozen=True)
-class Section:
-    """One task on the page. turned: candidate, its changed answers, how many of them turned wrong."""
-
-    name: str
-    n_questions: str
-    answer: str
-    verdict: Table
-    plots: list[Plot]
-    tables: list[Table]
-    turned: list[tuple[str, list[Marked], int]]
-    methods: list[str]
 
 
 def to_html(report: Report) -> str:
@@ -59,21 +44,24 @@ def to_html(report: Report) -> str:
     )
 
 
-def section(one: TaskComparison, floor: NoiseFloor | None, prefix: str) -> Section:
-    """One task: answer, verdicts, figures, tables, the questions that turned, methods. prefix: of ids on the page."""
+def section(one: TaskComparison, floor: NoiseFloor | None, prefix: str) -> dict[str, Any]:
+    """One task for the page: answer, verdicts, figures, tables, the questions that turned, methods.
+
+    prefix: of ids on the page. turned: each candidate with its changed answers, and how many of them turned wrong.
+    """
     evidence = evidence_of(one, floor)
     changed = [(name, [answer for answer in marked if answer.question]) for name, marked in turned(one)]
-    return Section(
-        name=one.task,
-        n_questions=f"{len(one.baseline.samples):,}",
-        answer=answer_line(one),
-        verdict=verdict_table(one, floor),
-        plots=all_plots(evidence, prefix),
-        tables=tables_of(evidence),
-        turned=[
+    return {
+        "name": one.task,
+        "n_questions": f"{len(one.baseline.samples):,}",
+        "answer": answer_line(one),
+        "verdict": verdict_table(one, floor),
+        "plots": all_plots(evidence, prefix),
+        "tables": tables_of(evidence),
+        "turned": [
             (name, shown, sum(answer.flip.kind == "right_to_wrong" for answer in shown))
             for name, shown in changed
             if shown
         ],
-        methods=method_lines(one),
-    )
+        "methods": method_lines(one),
+    }

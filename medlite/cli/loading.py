@@ -10,24 +10,19 @@ from medlite.cli.params import context_option, device_option, grouped, kv_type_o
 
 if TYPE_CHECKING:
     from medlite.chat import LoadedModel
-    from medlite.engines.engine import Engine, GenerationSettings, OpenSettings
+    from medlite.engines.engine import Engine, GenerationSettings
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How a model is loaded. draft: a file, or "lookup"."""
 
-    settings: "OpenSettings"
+    device: str
+    n_context: int | None
+    n_threads: int | None
+    kv_type: str
     draft: str | None
     prompt_format: str
-
-
-def _load_options(
-    device: str, n_context: int | None, n_threads: int | None, kv_type: str, draft: str | None, prompt_format: str
-) -> LoadOptions:
-    from medlite.engines.engine import OpenSettings
-
-    return LoadOptions(OpenSettings(device, n_context, n_threads, kv_type), draft, prompt_format)
 
 
 def _generation_settings(**values: Any) -> "GenerationSettings":
@@ -39,7 +34,7 @@ def _generation_settings(**values: Any) -> "GenerationSettings":
 # As the command's argument `load_options`.
 model_options = grouped(
     "load_options",
-    _load_options,
+    LoadOptions,
     device_option(),
     context_option(),
     threads_option(),
@@ -87,9 +82,11 @@ def load_shown(model: str, options: LoadOptions, *, quiet: bool) -> "LoadedModel
     """The model, loaded with a sign of life on a terminal; its warnings on stderr."""
     from medlite.chat import load
     from medlite.cli.display import loading_status
+    from medlite.engines.engine import OpenSettings
 
+    settings = OpenSettings(options.device, options.n_context, options.n_threads, options.kv_type)
     with loading_status(quiet=quiet) as on_progress:
-        loaded = load(model, options.settings, prompt_format=options.prompt_format, on_progress=on_progress)
+        loaded = load(model, settings, prompt_format=options.prompt_format, on_progress=on_progress)
     for warning in loaded.engine.info.warnings:
         warn(warning)
     if options.draft:

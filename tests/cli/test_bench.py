@@ -22,7 +22,7 @@ from medlite.cli.bench import group as bench_cli
 from medlite.cli.bench.measuring import measure_artifact
 from medlite.cli.bench.sweep import placed
 from medlite.files import file_sha256
-from tests.helpers.bench_toys import OPTIONS, make_sample
+from tests.helpers.bench_toys import write_questions
 from tests.helpers.fake_server import serving
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from tests.helpers.toy_engine import ToyEngine
@@ -34,21 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli")
     write_tiny_gguf(path / "a.gguf")
     write_tiny_gguf(path / "b.gguf", seed=1)
-    rows = [make_sample(i) for i in range(12)]
-    (path / "q.jsonl").write_text(
-        "".join(
-            json.dumps(
-                {
-                    "id": s.id,
-                    "question": s.question,
-                    "answer": "ABCD"[s.answer],
-                    "options": dict(zip("ABCD", OPTIONS, strict=True)),
-                }
-            )
-            + "\n"
-            for s in rows
-        )
-    )
+    write_questions(path / "q.jsonl", 12)
     for name in "ab":
         assert medlite(path, f"bench run {name}.gguf --data q.jsonl --no-speed -o {name}.jsonl").returncode == 0
     return path

@@ -1,6 +1,8 @@
 """Questions and records made by hand, for tests of bench."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +25,16 @@ def make_sample(number: int = 0, **changes: object) -> Sample:
         "subject": "drugs" if number % 2 else "classes",
     }
     return Sample(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def write_questions(path: Path, n: int) -> None:
+    """A question file of n samples in the common form."""
+    options = dict(zip("ABCD", OPTIONS, strict=True))
+    rows = [
+        {"id": s.id, "question": s.question, "answer": "ABCD"[s.answer], "options": options}
+        for s in map(make_sample, range(n))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_items(n: int) -> list[tuple[Sample, object]]:

@@ -19,7 +19,7 @@ from bench.run.run import RunRequest, run_task
 from bench.settings import Prompting, RunSettings
 from medlite.errors import ArtifactError, EngineError, MedliteError, OutputError, TaskError
 from medlite.files import part_path
-from tests.helpers.bench_toys import OPTIONS, make_sample
+from tests.helpers.bench_toys import make_sample, write_questions
 from tests.helpers.tiny_gguf import write_tiny_gguf
 
 FAST = RunSettings(measure_speed=False, n_group=3)
@@ -33,21 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("questions") / "drugs.jsonl"
-    rows = [make_sample(i) for i in range(12)]
-    path.write_text(
-        "".join(
-            json.dumps(
-                {
-                    "id": s.id,
-                    "question": s.question,
-                    "answer": "ABCD"[s.answer],
-                    "options": dict(zip("ABCD", OPTIONS, strict=True)),
-                }
-            )
-            + "\n"
-            for s in rows
-        )
-    )
+    write_questions(path, 12)
     return path
 
 
