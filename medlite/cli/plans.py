@@ -10,40 +10,41 @@ from medlite.files import format_bytes
 from medlite.formats.receipt import receipt_path
 
 if TYPE_CHECKING:
-    from quantize.stream.plan import Output
+    from quantize.stream.plan import Output, Plan
     from quantize.stream.writer import Written
 
 
-def encoding_word(output: "Output") -> str:
+def encoding_word(plan: "Plan") -> str:
     """What the format calls how a tensor is stored."""
-    return "storage" if output.is_folder else "type"
+    return "storage" if plan.is_folder else "type"
 
 
 def plan_json(output: "Output") -> dict[str, Any]:
     """A plan as data: every tensor's type, size and reason."""
-    if output.is_folder:
-        own: dict[str, Any] = dict(output.facts)
+    plan = output.plan
+    if plan.is_folder:
+        own: dict[str, Any] = dict(plan.facts)
     else:
-        own = {"files": list(map(str, output.paths)), "notes": list(output.notes)}
+        own = {"files": list(map(str, output.paths)), "notes": list(plan.notes)}
     return {
         "path": str(output.path),
-        "recipe": output.recipe,
-        "n_bytes": output.n_bytes,
-        "n_params": output.n_params,
-        "bits_per_weight": output.bits_per_weight,
+        "recipe": plan.recipe,
+        "n_bytes": plan.n_bytes,
+        "n_params": plan.n_params,
+        "bits_per_weight": plan.bits_per_weight,
         **own,
         "tensors": [
             {
                 "name": tensor.name,
                 "source": tensor.source.name if tensor.source else None,
-                encoding_word(output): tensor.encoding.name,
+                encoding_word(plan): tensor.encoding.name,
                 "shape": list(tensor.shape),
                 "n_bytes": tensor.n_bytes,
                 "reason": tensor.reason,
             }
-            for tensor in output.tensors
+            for tensor in plan.tensors
         ],
-        "ignored": dict(output.ignored),
+        "ignored": dict(plan.ignored),
     }
 
 
@@ -51,16 +52,17 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
     """Print what would be written: every tensor, the files' exact size, of GGUF files the predicted time."""
     from quantize.stream.predict import predict_seconds
 
-    seconds = None if outputs[0].is_folder else predict_seconds(outputs)
+    seconds = None if outputs[0].plan.is_folder else predict_seconds(outputs)
     if as_json:
         predicted = {} if seconds is None else {"predicted_seconds": seconds}
         print_json({**predicted, "plans": list(map(plan_json, outputs))})
         return
     for output in outputs:
-        columns = ("tensor", encoding_word(output), "shape", "bytes", "why")
+        plan = output.plan
+        columns = ("tensor", encoding_word(plan), "shape", "bytes", "why")
         table = Table(*columns, box=None, pad_edge=False, header_style="bold")
         table.columns[3].justify = "right"
-        for tensor in output.tensors:
+        for tensor in plan.tensors:
             table.add_row(
                 tensor.name,
                 tensor.encoding.name,
@@ -69,13 +71,11 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
                 tensor.reason,
             )
         stdout.print(table)
-        for name, reason in output.ignored.items():
+        for name, reason in plan.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
-        size = f"{output.n_bytes:,} bytes ({format_bytes(output.n_bytes)})"
-        size += " and the tokenizer" if output.is_folder else ""
-        stdout.print(
-            f"[bold]{output.path}[/bold]: {size}, {output.bits_per_weight:.2f} bits per weight", soft_wrap=True
-        )
+        size = f"{plan.n_bytes:,} bytes ({format_bytes(plan.n_bytes)})"
+        size += " and the tokenizer" if plan.is_folder else ""
+        stdout.print(f"[bold]{output.path}[/bold]: {size}, {plan.bits_per_weight:.2f} bits per weight", soft_wrap=True)
     print_notes(outputs)
     time = "" if seconds is None else f"about {seconds:.0f} s on this machine; "
     stdout.print(f"{time}nothing was written")
@@ -83,14 +83,14 @@ def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
 
 def print_notes(outputs: "list[Output]") -> None:
     """Print what a user must know of the result, once."""
-    for note in dict.fromkeys(note for output in outputs for note in output.notes):
+    for note in dict.fromkeys(note for output in outputs for note in output.plan.notes):
         stdout.print(f"[yellow]note:[/yellow] {note}", soft_wrap=True)
 
 
 def written_json(one: "Written") -> dict[str, Any]:
     """A finished artifact as data: where it is, and what its receipt sums up."""
     keys = ["recipe", "n_params", "bits_per_weight", "files", "total"]
-    if one.output.is_folder:
+    if one.output.plan.is_folder:
         where: dict[str, Any] = {"path": str(one.path)}
         keys += ["block", "device"]
     else:
@@ -109,8 +109,8 @@ def show_written(written: "list[Written]", *, as_json: bool) -> None:
         loss = f", SQNR {sqnr:.1f} dB" if sqnr is not None else ""
         resumed = f", {format_bytes(one.n_resumed_bytes)} from the interrupted run" if one.n_resumed_bytes else ""
         stdout.print(
-            f"[bold]{one.path}[/bold]  {format_bytes(one.output.n_bytes)}, "
-            f"{one.output.bits_per_weight:.2f} bits per weight{loss}{resumed}",
+            f"[bold]{one.path}[/bold]  {format_bytes(one.output.plan.n_bytes)}, "
+            f"{one.output.plan.bits_per_weight:.2f} bits per weight{loss}{resumed}",
             soft_wrap=True,
         )
     print_notes([one.output for one in written])

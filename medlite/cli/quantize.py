@@ -22,10 +22,9 @@ from medlite.cli.params import (
 from medlite.errors import RecipeError
 
 if TYPE_CHECKING:
-    from quantize.onnx.folder import OnnxPlan
     from quantize.onnx.recipes import OnnxRecipe
     from quantize.source.parity import ParityReport
-    from quantize.stream.plan import Output
+    from quantize.stream.plan import Output, Plan
     from quantize.stream.writer import WriteSettings, Written
 
 DEFAULT_RECIPES = ("Q4_K_M",)
@@ -276,7 +275,7 @@ def onnx_outputs(folder: Path, asked: Asked) -> "Iterator[tuple[list[Output], Wr
 
 
 @contextmanager
-def onnx_plans(folder: Path, recipes: "list[OnnxRecipe]", beside: Path, asked: Asked) -> "Iterator[list[OnnxPlan]]":
+def onnx_plans(folder: Path, recipes: "list[OnnxRecipe]", beside: Path, asked: Asked) -> "Iterator[list[Plan]]":
     """A plan for each recipe. With --exporter optimum its float32 export lies under `beside` meanwhile."""
     from quantize.match import match_checkpoint
     from quantize.onnx.plan import plan_onnx
@@ -332,8 +331,8 @@ def write_with_progress(outputs: "list[Output]", settings: "WriteSettings", *, q
     from medlite.models.registry import remember_folders
     from quantize.stream.writer import write
 
-    total = sum(output.n_tensor_bytes for output in outputs)
-    names = outputs[0].recipe if len(outputs) == 1 else f"{len(outputs)} recipes"
+    total = sum(output.plan.n_tensor_bytes for output in outputs)
+    names = outputs[0].plan.recipe if len(outputs) == 1 else f"{len(outputs)} recipes"
     with (
         progress_bar(f"quantize {names}", total, unit="bytes", quiet=quiet) as on_bytes,
         progress_bar("verify", total, unit="bytes", quiet=quiet) as on_verify,

@@ -8,8 +8,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,76 +28,11 @@ from medlite.formats.gguf import (
 )
 from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
 from quantize.match import SourceModel
-from quantize.source.checkpoint import Checkpoint
 from quantize.stream.encode import GgmlEncoding
-from quantize.stream.plan import Output, Part, PlannedFile, PlannedTensor, bits_per_weight, planned_tensor
+from quantize.stream.plan import Part, Plan, PlannedFile, PlannedTensor, planned_tensor
 
 Importance = Mapping[str, NDArray[np.float32]]
 QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION
-
-
-@dataclass(frozen=True)
-class QuantizationPlan:
-    """Everything about one artifact: one file, or several under --max-shard-size.
-
-    importance: GGUF name -> (row_length,) weight of each column, None without an imatrix.
-    """
-
-    model: SourceModel
-    recipe: Recipe
-    metadata: Mapping[str, Value]
-    tensors: tuple[PlannedTensor, ...]
-    files: tuple[PlannedFile, ...]
-    importance: Importance | None = None
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        return self.model.checkpoint
-
-    @property
-    def n_bytes(self) -> int:
-        """The exact size of the artifact, all files together."""
-        return sum(file.n_bytes for file in self.files)
-
-    @property
-    def n_params(self) -> int:
-        return self.model.n_params
-
-    @property
-    def bits_per_weight(self) -> float:
-        return bits_per_weight(self.tensors)
-
-    def paths(self, path: Path) -> list[Path]:
-        """Where each file goes: `path` itself, or llama.cpp's split names beside it."""
-        if len(self.files) == 1:
-            return [path]
-        return [
-            path.with_name(f"{path.stem}-{i + 1:05d}-of-{len(self.files):05d}{path.suffix}")
-            for i in range(len(self.files))
-        ]
-
-    def output(self, path: Path) -> Output:
-        """The plan under the name `path` (the first of several files under --max-shard-size takes its split name)."""
-        importance = hashlib.sha256()
-        for name, values in sorted((self.importance or {}).items()):
-            importance.update(name.encode() + values.tobytes())
-        return Output(
-            path=path,
-            paths=tuple(self.paths(path)),
-            checkpoint=self.checkpoint,
-            architecture=self.model.family.gguf_name,
-            recipe=self.recipe.name,
-            tensors=self.tensors,
-            files=self.files,
-            ignored=self.model.ignored,
-            facts={
-                "imatrix_sha256": None if self.importance is None else importance.hexdigest(),
-                "tokenizer_sha256": _tokenizer_sha256(self.metadata),
-                "chat_template_sha256": _template_sha256(self.metadata),
-            },
-            notes=self.model.notes,
-            stamp=importance.digest(),
-        )
 
 
 def plan_gguf(
@@ -109,7 +42,7 @@ def plan_gguf(
     overrides: tuple[tuple[str, str], ...] = (),
     importance: Importance | None = None,
     max_shard_bytes: int | None = None,
-) -> QuantizationPlan:
+) -> Plan:
     """The plan for one recipe, from headers only.
 
     overrides: (regular expression, type name) pairs of --tensor-type. importance: from an imatrix, by GGUF name.
@@ -142,7 +75,23 @@ def plan_gguf(
             tensors.append(planned_tensor(by_name[info.name], encoding, (part,), choices[info.name].reason))
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         files.append(PlannedFile(header, len(header) + end))
-    return QuantizationPlan(model, recipe, metadata, tuple(tensors), tuple(files), importance)
+    stamp = _importance_digest(importance or {})
+    return Plan(
+        model.checkpoint,
+        model.family.gguf_name,
+        recipe.name,
+        tuple(tensors),
+        tuple(files),
+        model.ignored,
+        {
+            "imatrix_sha256": None if importance is None else stamp.hex(),
+            "tokenizer_sha256": _tokenizer_sha256(metadata),
+            "chat_template_sha256": _template_sha256(metadata),
+        },
+        stamp,
+        notes=model.notes,
+        metadata=metadata,
+    )
 
 
 TensorRow = tuple[str, GgmlType, tuple[int, ...]]
@@ -206,6 +155,13 @@ def _metadata(model: SourceModel, recipe: Recipe) -> dict[str, Value]:
         RECIPE_KEY: Value(Kind.STRING, recipe.name),
         **model.vocabulary,
     }
+
+
+def _importance_digest(importance: Importance) -> bytes:
+    digest = hashlib.sha256()
+    for name, values in sorted(importance.items()):
+        digest.update(name.encode() + values.tobytes())
+    return digest.digest()
 
 
 def _tokenizer_sha256(metadata: Mapping[str, Value]) -> str:

@@ -14,7 +14,8 @@ from medlite.formats.gguf import Value
 from medlite.formats.onnx_folder import MODEL_NAME
 from quantize.match import SourceModel
 from quantize.onnx.decoder import Decoder
-from quantize.onnx.folder import FLOATS, OnnxPlan, facts_file
+from quantize.onnx.folder import FLOATS, facts_file
+from quantize.stream.plan import Plan
 
 TOKENIZER_NAME = "tokenizer.json"
 # fmt: off
@@ -30,20 +31,20 @@ END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>
 # fmt: on
 
 
-def companion_files(plan: OnnxPlan, decoder: Decoder, model: SourceModel) -> dict[str, bytes | Path]:
+def companion_files(plan: Plan, decoder: Decoder, model: SourceModel) -> dict[str, bytes | Path]:
     """Name -> content, or the source file that is copied; tokenizer.json even where the source lacks it."""
     folder, vocabulary = model.checkpoint.folder, model.vocabulary
     found: dict[str, bytes | Path] = {name: folder / name for name in COPIED_NAMES if (folder / name).is_file()}
     found[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     template, name = vocabulary.get("tokenizer.chat_template"), model.general.get("general.name")
-    ends = end_tokens(model, decoder.n_vocab)
+    device, ends = plan.facts["device"], end_tokens(model, decoder.n_vocab)
     of_graph = {
         "n_vocab": decoder.n_vocab,
         "n_context_trained": decoder.n_context,
         "n_layer": len(decoder.layers),
         "n_head_kv": decoder.n_head_kv,
         "head_dim": decoder.head_dim,
-        "kv_type": FLOATS[plan.device].name,
+        "kv_type": FLOATS[device].name,
         "long_rope_from": decoder.long_rope_from,
         "shared_cache": True,
         "special_tokens": special_tokens({key: value.value for key, value in vocabulary.items()}),
@@ -51,7 +52,7 @@ def companion_files(plan: OnnxPlan, decoder: Decoder, model: SourceModel) -> dic
         "chat_template": template.value if template else None,
     }
     found |= facts_file(plan, str(name.value) if name else folder.name, of_graph)
-    found[GENAI_NAME] = json_text(genai_config(plan.device, decoder, special_ids(vocabulary), ends)).encode()
+    found[GENAI_NAME] = json_text(genai_config(device, decoder, special_ids(vocabulary), ends)).encode()
     return found
 
 

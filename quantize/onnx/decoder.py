@@ -17,7 +17,6 @@ from quantize.match import SourceModel
 class Decoder:
     """The arithmetic of a model. tensors: the GGUF names that it has, which say whether biases and head norms exist."""
 
-    family: str
     arithmetic: Arithmetic
     hidden: int
     n_head: int
@@ -52,7 +51,6 @@ def read_decoder(model: SourceModel) -> Decoder:
     n_vocab, hidden = shapes["token_embd.weight"]
     n_head, n_head_kv = head_counts(config)
     return Decoder(
-        family=family.gguf_name,
         arithmetic=arithmetic,
         hidden=hidden,
         n_head=n_head,

@@ -10,11 +10,12 @@ from medlite.formats.chat_template import stated_tokens
 from medlite.formats.json import read_json
 from medlite.formats.safetensors import SourceTensor
 from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
-from quantize.onnx.folder import FLOATS, OnnxPlan, facts_file
+from quantize.onnx.folder import FLOATS, facts_file
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe
 from quantize.onnx.rewrite import ExportedGraph, rewrite
 from quantize.source.checkpoint import Checkpoint, SourceFiles
+from quantize.stream.plan import Plan
 from quantize.stream.receipt import source_facts
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
@@ -38,7 +39,7 @@ def open_source(folder: Path) -> Checkpoint:
     return Checkpoint(small, small.object("config.json"), tensors)
 
 
-def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> OnnxPlan:
+def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, block: int) -> Plan:
     """The plan for one recipe of what Optimum exported. Raises CheckpointError where the config lacks a size."""
     n_vocab = _size(checkpoint, ("vocab_size",))
     graph = ExportedGraph(export, n_vocab)
@@ -75,7 +76,7 @@ def _cache_shape(graph: ExportedGraph) -> tuple[int, int, int]:
     return len(shapes) // 2, shapes[0][1], shapes[0][3]
 
 
-def _facts(plan: OnnxPlan, files: Mapping[str, Path], graph: ExportedGraph, n_vocab: int) -> dict[str, Any]:
+def _facts(plan: Plan, files: Mapping[str, Path], graph: ExportedGraph, n_vocab: int) -> dict[str, Any]:
     """What medlite.json says of the graph, as quantize.onnx.config does of our own."""
     checkpoint = plan.checkpoint
     n_layer, n_head_kv, head_dim = _cache_shape(graph)
@@ -89,7 +90,7 @@ def _facts(plan: OnnxPlan, files: Mapping[str, Path], graph: ExportedGraph, n_vo
         "n_layer": n_layer,
         "n_head_kv": n_head_kv,
         "head_dim": head_dim,
-        "kv_type": FLOATS[plan.device].name,
+        "kv_type": FLOATS[plan.facts["device"]].name,
         "long_rope_from": 0,
         "shared_cache": False,
         "special_tokens": stated_tokens(settings),

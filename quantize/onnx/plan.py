@@ -15,14 +15,14 @@ from quantize.families.transforms import KEEP, PERMUTE_ROPE
 from quantize.match import SourceModel
 from quantize.onnx.config import companion_files
 from quantize.onnx.decoder import Decoder, read_decoder
-from quantize.onnx.folder import FLOATS, OnnxPlan
+from quantize.onnx.folder import FLOATS, STAMP, folder_files
 from quantize.onnx.graph import build_graph
 from quantize.onnx.recipes import OnnxRecipe, choose_storage
 from quantize.onnx.storage import place
-from quantize.stream.plan import PlannedTensor, StatedRows, planned_tensor
+from quantize.stream.plan import Plan, PlannedTensor, StatedRows, planned_tensor
 
 
-def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> OnnxPlan:
+def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str = "cpu") -> Plan:
     """The plan for one recipe, from headers only.
 
     Raises CheckpointError as quantize.match does and where the graph cannot express the model, RecipeError where the
@@ -54,18 +54,17 @@ def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str
         reason = "computed from the config"
         tensors.append(PlannedTensor(name, shape, floats, parts, reason, stated=rows, is_parameter=False))
     graph = build_graph(decoder, tensors, floats.name)
-    made_by = {"onnx": metadata.version("onnx")}
-    plan = OnnxPlan(
+    plan = Plan(
         model.checkpoint,
-        decoder.family,
-        recipe,
-        block,
-        device,
+        model.family.gguf_name,
+        recipe.name,
         tuple(tensors),
-        end,
-        graph,
-        made_by,
-        ignored=model.ignored,
+        folder_files(graph, end),
+        model.ignored,
+        {"block": block, "device": device},
+        STAMP,
+        made_by={"onnx": metadata.version("onnx")},
+        companions={},
     )
     return replace(plan, companions=companion_files(plan, decoder, model))
 

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import CheckpointError
-from quantize.onnx.folder import OnnxPlan
+from quantize.onnx.folder import STAMP, folder_files
 from quantize.onnx.graph import CONTRIB, CONTRIB_OPSET, INT64_MAX, LOGITS_FROM, Graph, import_onnx
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe, choose_storage
 from quantize.onnx.storage import Storage, place
 from quantize.source.checkpoint import Checkpoint
-from quantize.stream.plan import PlannedTensor, array_rows
+from quantize.stream.plan import Plan, PlannedTensor, array_rows
 
 EXPORT_NAME = "model.onnx"
 COMPARE_ROWS = 4096
@@ -139,7 +139,7 @@ def _equal(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     )
 
 
-def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe, block: int) -> OnnxPlan:
+def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe, block: int) -> Plan:
     """The plan of the folder to come, without companions. Raises RecipeError where the block divides no rows."""
     tensors: list[PlannedTensor] = []
     end = 0
@@ -162,8 +162,18 @@ def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe,
             add(name, values, Storage(32), "no matrix of an operator: stays float")
     graph = _graph(exported, tensors, replaced)
     versions = {**exported.export.versions, "onnx": metadata.version("onnx")}
-    family = str(checkpoint.config.get("model_type"))
-    return OnnxPlan(checkpoint, family, recipe, block, "cpu", tuple(tensors), end, graph, versions)
+    return Plan(
+        checkpoint,
+        str(checkpoint.config.get("model_type")),
+        recipe.name,
+        tuple(tensors),
+        folder_files(graph, end),
+        {},
+        {"block": block, "device": "cpu"},
+        STAMP,
+        made_by=versions,
+        companions={},
+    )
 
 
 def _still_used(model: Any, name: str, replaced: Mapping[str, Matrix]) -> bool:

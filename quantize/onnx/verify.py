@@ -17,6 +17,7 @@ from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_re
 from quantize.match import match_checkpoint
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import find_onnx_recipe
+from quantize.onnx.storage import GRAPH_FILE
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
 
@@ -135,7 +136,7 @@ def _against_source(
         plan = plan_onnx(match_checkpoint(checkpoint), find_onnx_recipe(recipe), block=block, device=device)
     except MedliteError as error:
         return (), [str(error)]
-    if plan.graph != (folder / MODEL_NAME).read_bytes():
+    if plan.files[GRAPH_FILE].header != (folder / MODEL_NAME).read_bytes():
         return (), [f"{folder / MODEL_NAME}: not the graph that medlite builds for this source"]
     comparisons = tuple(compare_tensors(plan.checkpoint, plan.tensors, (folder / MODEL_NAME, folder / DATA_NAME)))
     return comparisons, wrong_tensors(folder / DATA_NAME, comparisons)

@@ -19,7 +19,7 @@ from medlite.files import part_path
 from medlite.formats.json import decode_json
 from medlite.version import __version__
 from quantize.stream.encode import RowErrors
-from quantize.stream.plan import Output
+from quantize.stream.plan import Plan
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 SUFFIX = ".journal"
@@ -50,15 +50,15 @@ def journal_path(path: Path) -> Path:
     return part.with_name(part.name + SUFFIX)
 
 
-def fingerprint(output: Output) -> str:
-    """SHA-256 over what decides the output's bytes: headers, source files (name, size, time), stamp, version."""
+def fingerprint(plan: Plan) -> str:
+    """SHA-256 over what decides the artifact's bytes: headers, source files (name, size, time), stamp, version."""
     digest = hashlib.sha256(f"{__version__} {SLAB_WEIGHTS}".encode())
-    for file in output.files:
+    for file in plan.files:
         digest.update(file.header)
-    for shard in output.checkpoint.shards:
+    for shard in plan.checkpoint.shards:
         status = shard.stat()
         digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}".encode())
-    digest.update(output.stamp)
+    digest.update(plan.stamp)
     return digest.hexdigest()
 
 

@@ -5,17 +5,17 @@ writer, receipt and comparison know no more of it than stands here.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medlite.errors import CheckpointError
 from medlite.files import part_path
-from medlite.formats.gguf import TensorInfo
+from medlite.formats.gguf import TensorInfo, Value
 from medlite.formats.safetensors import SourceTensor
 from quantize.families.transforms import KEEP, Transform
 from quantize.match import ModelTensor
@@ -115,34 +115,23 @@ def array_rows(values: NDArray[np.float32]) -> StatedRows:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of the output: the bytes that it begins with and its exact size."""
+    """One file of the output: the bytes that it begins with and its exact size. name: within a folder."""
 
     header: bytes
     n_bytes: int
-
-
-def n_params(tensors: Sequence[PlannedTensor]) -> int:
-    """Weights of the model; what only the config states is none."""
-    return sum(tensor.n_weights for tensor in tensors if tensor.is_parameter)
-
-
-def bits_per_weight(tensors: Sequence[PlannedTensor]) -> float:
-    """Bits that the model's weights take in the files, scales included, per weight."""
-    return 8 * sum(tensor.n_bytes for tensor in tensors if tensor.is_parameter) / n_params(tensors)
+    name: str = ""
 
 
 @dataclass(frozen=True)
-class Output:
-    """One artifact to write: a plan, whatever its format, and the name that it gets.
+class Plan:
+    """Everything about one artifact, decided before a byte is written, whatever its format.
 
-    paths: final names of the files, in the plan's order. companions: the small files of a folder, as bytes or as the
-    file to copy; None where the artifact is no folder. ignored: source tensor name -> reason. facts: what the receipt
-    says of this format alone. made_by: package -> version, beside those of every conversion. stamp: what decides the
-    tensors' bytes beside the headers, the source and the version.
+    ignored: source tensor name -> reason. facts: what the receipt says of this format alone. notes: what a user must
+    know of the result. made_by: package -> version, beside those of every conversion. stamp: what decides the
+    tensors' bytes beside the headers, the source and the version. metadata: that of GGUF files, which their headers
+    hold. companions: the small files of a folder, as bytes or as the file to copy; None where it is no folder.
     """
 
-    path: Path
-    paths: tuple[Path, ...]
     checkpoint: Checkpoint
     architecture: str
     recipe: str
@@ -150,21 +139,15 @@ class Output:
     files: tuple[PlannedFile, ...]
     ignored: Mapping[str, str]
     facts: Mapping[str, Any]
+    stamp: bytes
     notes: tuple[str, ...] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Value] = field(default_factory=dict)
     companions: Mapping[str, bytes | Path] | None = None
-    stamp: bytes = b""
 
     @property
     def is_folder(self) -> bool:
         return self.companions is not None
-
-    @property
-    def part_paths(self) -> tuple[Path, ...]:
-        """Where each file grows until it is whole."""
-        if self.is_folder:
-            return tuple(part_path(self.path) / path.name for path in self.paths)
-        return tuple(map(part_path, self.paths))
 
     @property
     def n_bytes(self) -> int:
@@ -175,10 +158,49 @@ class Output:
     def n_tensor_bytes(self) -> int:
         return sum(tensor.n_bytes for tensor in self.tensors)
 
-    @cached_property
+    @property
     def n_params(self) -> int:
-        return n_params(self.tensors)
+        """Weights of the model; what only the config states is none."""
+        return sum(tensor.n_weights for tensor in self.tensors if tensor.is_parameter)
 
     @property
     def bits_per_weight(self) -> float:
-        return bits_per_weight(self.tensors)
+        """Bits that the model's weights take in the files, scales included, per weight."""
+        return 8 * sum(tensor.n_bytes for tensor in self.tensors if tensor.is_parameter) / self.n_params
+
+    def paths(self, path: Path) -> tuple[Path, ...]:
+        """Where each file goes: into the folder `path`, to `path` itself, or to llama.cpp's split names beside it."""
+        n_files = len(self.files)
+        if self.is_folder:
+            return tuple(path / file.name for file in self.files)
+        if n_files == 1:
+            return (path,)
+        return tuple(path.with_name(f"{path.stem}-{i + 1:05d}-of-{n_files:05d}{path.suffix}") for i in range(n_files))
+
+    def output(self, path: Path) -> "Output":
+        """The plan under the name `path`. Raises CheckpointError where the source lacks a file that it carries."""
+        for content in (self.companions or {}).values():
+            if isinstance(content, Path) and not content.is_file():
+                raise CheckpointError(
+                    f"{content}: missing, an ONNX folder carries it for every runtime",
+                    hint="AutoTokenizer.from_pretrained(SOURCE).save_pretrained(SOURCE) writes it",
+                )
+        return Output(self, path)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One artifact to write: a plan and the name that it gets."""
+
+    plan: Plan
+    path: Path
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Final names of the files, in the plan's order."""
+        return self.plan.paths(self.path)
+
+    @property
+    def part_paths(self) -> tuple[Path, ...]:
+        """Where each file grows until it is whole."""
+        return self.plan.paths(part_path(self.path)) if self.plan.is_folder else tuple(map(part_path, self.paths))

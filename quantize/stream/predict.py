@@ -27,12 +27,12 @@ def predict_seconds(outputs: Sequence[Output], n_threads: int = 0) -> float:
     workers = n_threads or os.cpu_count() or 1
     weights: dict[str, int] = {}
     for output in outputs:
-        for tensor in output.tensors:
+        for tensor in output.plan.tensors:
             weights[tensor.encoding.name] = weights.get(tensor.encoding.name, 0) + tensor.n_weights
     encode_seconds = sum(n / weights_per_second(GGML_TYPES[name]) for name, n in weights.items())
-    checkpoint = outputs[0].checkpoint
+    checkpoint = outputs[0].plan.checkpoint
     read_seconds = checkpoint.n_bytes / read_bytes_per_second(list(checkpoint.tensors.values()))
-    hashed = checkpoint.n_bytes + 2 * sum(output.n_bytes for output in outputs)
+    hashed = checkpoint.n_bytes + 2 * sum(output.plan.n_bytes for output in outputs)
     return (encode_seconds + hashed / HASH_BYTES_PER_SECOND) / workers + read_seconds
 
 

@@ -22,7 +22,7 @@ from medlite.version import __version__
 from quantize.source.checkpoint import Checkpoint
 from quantize.source.parity import ParityReport
 from quantize.stream.encode import RowErrors
-from quantize.stream.plan import Output, PlannedTensor
+from quantize.stream.plan import Output, Plan, PlannedTensor
 
 
 def is_current(output: Output) -> bool:
@@ -34,12 +34,12 @@ def is_current(output: Output) -> bool:
         return False
     return (
         receipt.made_by == made_by()
-        and receipt.imatrix_sha256 == output.facts["imatrix_sha256"]
+        and receipt.imatrix_sha256 == output.plan.facts["imatrix_sha256"]
         and [file.header_sha256 for file in receipt.files]
-        == [hashlib.sha256(file.header).hexdigest() for file in output.files]
-        and sizes == [file.n_bytes for file in output.files]
+        == [hashlib.sha256(file.header).hexdigest() for file in output.plan.files]
+        and sizes == [file.n_bytes for file in output.plan.files]
         and [shard.sha256 for shard in receipt.source.shards]
-        == [file_sha256(shard) for shard in output.checkpoint.shards]
+        == [file_sha256(shard) for shard in output.plan.checkpoint.shards]
     )
 
 
@@ -90,28 +90,28 @@ class SourceHasher:
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_receipt(output: Output, facts: WrittenFacts) -> dict[str, Any]:
+def make_receipt(plan: Plan, facts: WrittenFacts) -> dict[str, Any]:
     """The receipt of an artifact that was read back whole."""
     receipt = {
-        "made_by": {**made_by(), **output.made_by},
-        "source": source_facts(output.checkpoint, facts.shard_hashes),
-        "recipe": output.recipe,
-        "architecture": output.architecture,
-        "n_params": output.n_params,
-        "bits_per_weight": round(output.bits_per_weight, 6),
-        "ignored": dict(output.ignored),
-        **output.facts,
+        "made_by": {**made_by(), **plan.made_by},
+        "source": source_facts(plan.checkpoint, facts.shard_hashes),
+        "recipe": plan.recipe,
+        "architecture": plan.architecture,
+        "n_params": plan.n_params,
+        "bits_per_weight": round(plan.bits_per_weight, 6),
+        "ignored": dict(plan.ignored),
+        **plan.facts,
     }
     files = [
         {"name": name, "n_bytes": n_bytes, "sha256": facts.file_hashes[name]} for name, n_bytes in facts.sizes.items()
     ]
     rows = [
         _tensor_row(tensor, facts.errors.get(i, ()))
-        | (_pieces(tensor, hashes) if output.is_folder else _place(tensor, hashes[0]))
-        for i, (tensor, hashes) in enumerate(zip(output.tensors, facts.part_hashes, strict=True))
+        | (_pieces(tensor, hashes) if plan.is_folder else _place(tensor, hashes[0]))
+        for i, (tensor, hashes) in enumerate(zip(plan.tensors, facts.part_hashes, strict=True))
     ]
-    if output.is_folder:
-        measured = [row for i, errors in facts.errors.items() if output.tensors[i].is_parameter for row in errors]
+    if plan.is_folder:
+        measured = [row for i, errors in facts.errors.items() if plan.tensors[i].is_parameter for row in errors]
         own: dict[str, Any] = {"schema": ONNX_SCHEMA, "files": sorted(files, key=lambda row: row["name"])}
     else:
         measured = [row for errors in facts.errors.values() for row in errors]
@@ -119,9 +119,9 @@ def make_receipt(output: Output, facts: WrittenFacts) -> dict[str, Any]:
             "schema": GGUF_SCHEMA,
             "files": [
                 row | {"header_sha256": hashlib.sha256(file.header).hexdigest(), "n_header_bytes": len(file.header)}
-                for row, file in zip(files, output.files, strict=True)
+                for row, file in zip(files, plan.files, strict=True)
             ],
-            "notes": list(output.notes),
+            "notes": list(plan.notes),
             "tokenizer_check": asdict(facts.parity) if facts.parity else None,
         }
     return {**receipt, **own, "tensors": rows, "total": errors_row(measured, with_worst=False)}

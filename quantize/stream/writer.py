@@ -34,7 +34,7 @@ from quantize.source.checkpoint import RowReader
 from quantize.source.parity import ParityReport
 from quantize.stream.encode import RowErrors
 from quantize.stream.journal import Journal, fingerprint, journal_path, open_journal
-from quantize.stream.plan import Output
+from quantize.stream.plan import Output, Plan
 from quantize.stream.receipt import SourceHasher, WrittenFacts, make_receipt
 from quantize.stream.slabs import EncodedSlab, Place, Slab, SlabEncoder, places_of, slabs_of
 from quantize.stream.workers import run_slabs
@@ -77,7 +77,7 @@ class Written:
     @property
     def path(self) -> Path:
         """The folder, or the first of the files."""
-        return self.output.path if self.output.is_folder else self.output.paths[0]
+        return self.output.path if self.output.plan.is_folder else self.output.paths[0]
 
 
 def write(outputs: Sequence[Output], settings: WriteSettings | None = None) -> list[Written]:
@@ -96,7 +96,7 @@ def write(outputs: Sequence[Output], settings: WriteSettings | None = None) -> l
             for output in outputs:
                 writers.append(OutputWriter(output, settings))
                 stack.callback(writers[-1].close)
-            hasher = stack.enter_context(SourceHasher(outputs[0].checkpoint, enabled=settings.hash_source))
+            hasher = stack.enter_context(SourceHasher(outputs[0].plan.checkpoint, enabled=settings.hash_source))
             parity = _write_slabs(writers, settings)
             return [writer.finish(hasher, parity) for writer in writers]
     except OSError as error:
@@ -112,14 +112,14 @@ def write(outputs: Sequence[Output], settings: WriteSettings | None = None) -> l
 
 def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
     """Raise OutputError if the outputs share no read, a name may not be written or the disk cannot hold them."""
-    if any(_rows_read(output) != _rows_read(outputs[0]) for output in outputs):
+    if any(_rows_read(output.plan) != _rows_read(outputs[0].plan) for output in outputs):
         raise OutputError("outputs of different checkpoints or formats cannot be written together")
     needed: dict[Path, int] = {}
     for output in outputs:
-        if output.is_folder:
+        if output.plan.is_folder:
             _check_folder(output.path, force=force)
-        for path, part, file in zip(output.paths, output.part_paths, output.files, strict=True):
-            if not output.is_folder:
+        for path, part, file in zip(output.paths, output.part_paths, output.plan.files, strict=True):
+            if not output.plan.is_folder:
                 check_writable(path, force=force)
             held = part.stat().st_blocks * 512 if part.exists() else 0
             disk = output.path.parent
@@ -128,9 +128,9 @@ def _check_outputs(outputs: Sequence[Output], *, force: bool) -> None:
         check_free_space(folder, n_bytes)
 
 
-def _rows_read(output: Output) -> list[tuple[object, ...]]:
+def _rows_read(plan: Plan) -> list[tuple[object, ...]]:
     """What its slabs read, which outputs that are written together have in common."""
-    return [(tensor.source, tensor.shape, tensor.transform, tensor.row_group) for tensor in output.tensors]
+    return [(tensor.source, tensor.shape, tensor.transform, tensor.row_group) for tensor in plan.tensors]
 
 
 def _check_folder(path: Path, *, force: bool) -> None:
@@ -147,14 +147,15 @@ class OutputWriter:
     """The .part files (or folder) and the journal of one output. `write` may be called from several threads."""
 
     def __init__(self, output: Output, settings: WriteSettings) -> None:
-        self.output, self.settings = output, settings
-        self.slabs = list(slabs_of(output.tensors))
+        self.output, self.plan, self.settings = output, output.plan, settings
+        self.slabs = list(slabs_of(self.plan.tensors))
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
-        if output.is_folder:
+        if self.plan.is_folder:
             part_path(output.path).mkdir(exist_ok=True)
-        self.journal: Journal = open_journal(journal_path(output.path), fingerprint(output), restart=settings.restart)
-        for part, file in zip(output.part_paths, output.files, strict=True):
+        key = fingerprint(self.plan)
+        self.journal: Journal = open_journal(journal_path(output.path), key, restart=settings.restart)
+        for part, file in zip(output.part_paths, self.plan.files, strict=True):
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
             self._descriptors.append(descriptor)
             os.ftruncate(descriptor, file.n_bytes)
@@ -166,7 +167,7 @@ class OutputWriter:
         settings.on_bytes(self.n_resumed_bytes)
 
     def _places(self, slab: Slab) -> list[Place]:
-        return places_of(slab, self.output.tensors[slab.tensor])
+        return places_of(slab, self.plan.tensors[slab.tensor])
 
     def _read(self, slab: Slab) -> list[bytes]:
         """The slab's bytes on disk, those of each part."""
@@ -199,8 +200,8 @@ class OutputWriter:
     def finish(self, hasher: SourceHasher, parity: ParityReport | None) -> Written:
         """Read everything back, compare, write the receipt, publish. Raises ArtifactError if a byte differs."""
         files = {path.name: part for path, part in zip(self.output.paths, self.output.part_paths, strict=True)}
-        if self.output.companions is not None:
-            files |= self._add_companions(self.output.companions)
+        if self.plan.companions is not None:
+            files |= self._add_companions(self.plan.companions)
         with ThreadPoolExecutor(self.settings.n_threads or os.cpu_count() or 1) as pool:
             digests = {name: pool.submit(file_sha256, file) for name, file in files.items()}
             by_tensor = itertools.groupby(self.slabs, key=lambda slab: slab.tensor)
@@ -213,7 +214,7 @@ class OutputWriter:
             errors.setdefault(slab.tensor, []).append(self.journal.done[slab.number][1])
         sizes = {name: file.stat().st_size for name, file in files.items()}
         facts = WrittenFacts(errors, hasher.result(), sizes, hashes, part_hashes, parity)
-        return self._publish(make_receipt(self.output, facts))
+        return self._publish(make_receipt(self.plan, facts))
 
     def _add_companions(self, companions: Mapping[str, bytes | Path]) -> dict[str, Path]:
         """Write the small files of a folder; what else an earlier run left there goes. Returns name -> file."""
@@ -230,7 +231,7 @@ class OutputWriter:
 
     def _read_back(self, slabs: Sequence[Slab]) -> list[str]:
         """SHA-256 of each part of one tensor on disk. Raises ArtifactError where a slab is not what was written."""
-        tensor = self.output.tensors[slabs[0].tensor]
+        tensor = self.plan.tensors[slabs[0].tensor]
         digests = [hashlib.sha256() for _ in tensor.parts]
         for slab in slabs:
             parts = self._read(slab)
@@ -245,7 +246,7 @@ class OutputWriter:
         return [digest.hexdigest() for digest in digests]
 
     def _check_headers(self) -> None:
-        for descriptor, part, file in zip(self._descriptors, self.output.part_paths, self.output.files, strict=True):
+        for descriptor, part, file in zip(self._descriptors, self.output.part_paths, self.plan.files, strict=True):
             if os.pread(descriptor, len(file.header), 0) != file.header or part.stat().st_size != file.n_bytes:
                 raise ArtifactError(
                     f"{part}: its header reads back differently from what was written", hint=FAULTY_HINT
@@ -254,7 +255,7 @@ class OutputWriter:
     def _publish(self, receipt: Mapping[str, Any]) -> Written:
         """Write the receipt and give the artifact its final name."""
         output = self.output
-        if output.is_folder:
+        if self.plan.is_folder:
             write_json_whole(part_path(output.path) / ONNX_RECEIPT_NAME, receipt)
             publish_folder(part_path(output.path), output.path)
         else:
@@ -273,7 +274,7 @@ class OutputWriter:
         """Remove the .part files and the journal."""
         for part in self.output.part_paths:
             part.unlink(missing_ok=True)
-        if self.output.is_folder:
+        if self.plan.is_folder:
             shutil.rmtree(part_path(self.output.path), ignore_errors=True)
         self.journal.path.unlink(missing_ok=True)
 
@@ -297,7 +298,7 @@ def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
 def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> ParityReport | None:
     """Encode and write what the outputs lack, with the check beside it; returns what that found."""
     with RowReader() as reader:
-        reader.open(writers[0].output.checkpoint.tensors)
+        reader.open(writers[0].plan.checkpoint.tensors)
 
         def worker() -> Callable[[Slab], None]:
             encoder = SlabEncoder(reader, measure=settings.measure)
@@ -305,7 +306,7 @@ def _write_slabs(writers: Sequence[OutputWriter], settings: WriteSettings) -> Pa
             def work(slab: Slab) -> None:
                 lacking = [writer for writer in writers if writer.lacks(slab)]
                 if lacking:
-                    encoded = encoder.encode(slab, [writer.output.tensors[slab.tensor] for writer in lacking])
+                    encoded = encoder.encode(slab, [writer.plan.tensors[slab.tensor] for writer in lacking])
                     for writer, one in zip(lacking, encoded, strict=True):
                         writer.write(slab, one)
 

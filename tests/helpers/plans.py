@@ -1,10 +1,10 @@
 """A plan's tensors as the header of their GGUF file describes them."""
 
 from medlite.formats.gguf import GGML_TYPES, TensorInfo
-from quantize.gguf.plan import QuantizationPlan
+from quantize.stream.plan import Plan
 
 
-def tensor_infos(plan: QuantizationPlan) -> tuple[TensorInfo, ...]:
+def tensor_infos(plan: Plan) -> tuple[TensorInfo, ...]:
     """Name, type, shape and the offset from where the file's tensors begin, in the plan's order."""
     return tuple(
         TensorInfo(

@@ -33,11 +33,11 @@ from medlite.engines.ort import engine as ort
 from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from medlite.formats.onnx_folder import DATA_NAME, read_onnx_facts
 from quantize.onnx.exported import open_source, plan_export
-from quantize.onnx.folder import OnnxPlan
 from quantize.onnx.optimum import REQUIREMENTS, Export, exported, has_optimum
 from quantize.onnx.recipes import ONNX_RECIPES
 from quantize.onnx.verify import verify_onnx
 from quantize.source.checkpoint import open_checkpoint
+from quantize.stream.plan import Plan
 from quantize.stream.writer import write
 from tests.helpers.places import ROOT
 
@@ -53,7 +53,7 @@ def kl(a: Logits, b: Logits) -> float:
     return float((np.exp(a) * (a - b)).sum(axis=1).mean())
 
 
-def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> OnnxPlan:
+def plan_of(folder: Path, recipe: str = "q8", block: int = 32) -> Plan:
     source, export = folder / "source", folder / "export"
     if not export.exists():
         tiny_export.write_export(export)

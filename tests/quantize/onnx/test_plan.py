@@ -14,10 +14,10 @@ from medlite.errors import CheckpointError, MissingExtraError, RecipeError
 from quantize.families import FAMILIES as TABLE
 from quantize.match import match_checkpoint
 from quantize.onnx.decoder import read_decoder
-from quantize.onnx.folder import OnnxPlan
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import ONNX_RECIPES, find_onnx_recipe
 from quantize.source.checkpoint import open_checkpoint
+from quantize.stream.plan import Plan
 from quantize.stream.slabs import slabs_of
 from tests.helpers.tiny_checkpoint import make_llama
 from tests.helpers.tiny_families import FAMILIES, make_family
@@ -49,7 +49,7 @@ rope.0.sin float32: computed from the config
 """
 
 
-def plan_of(folder: Path, recipe: str = "q4m", *, block: int = 32, device: str = "cpu") -> OnnxPlan:
+def plan_of(folder: Path, recipe: str = "q4m", *, block: int = 32, device: str = "cpu") -> Plan:
     return plan_onnx(match_checkpoint(open_checkpoint(folder)), ONNX_RECIPES[recipe], block=block, device=device)
 
 
@@ -75,7 +75,7 @@ def test_every_family_has_a_plan_for_every_recipe(family: str, recipe: str, tmp_
         assert piece.offset - end < 4096
         assert piece.row_bytes * piece.n_rows == piece.n_bytes
         end = piece.offset + piece.n_bytes
-    assert end == plan.n_data_bytes
+    assert end == plan.files[1].n_bytes
     covered: dict[int, int] = {}
     for slab in slabs_of(plan.tensors):
         assert slab.first_row == covered.get(slab.tensor, 0)

@@ -82,10 +82,10 @@ def test_a_killed_conversion_continues_to_the_same_bytes(share: float, signal_nu
     written = convert(folder)
     expected = digests(folder / "out")
     (folder / "out").rename(folder / "whole")
-    run_until_killed(folder, int(share * written.output.files[1].n_bytes), signal_number)
+    run_until_killed(folder, int(share * written.output.plan.files[1].n_bytes), signal_number)
     assert not (folder / "out").exists()
     assert part_path(folder / "out").exists()
-    assert convert(folder).n_resumed_bytes > 0.4 * share * written.output.files[1].n_bytes
+    assert convert(folder).n_resumed_bytes > 0.4 * share * written.output.plan.files[1].n_bytes
     assert digests(folder / "out") == expected
     assert not part_path(folder / "out").exists()
     assert not journal_path(folder / "out").exists()
@@ -95,7 +95,7 @@ def test_recipes_that_share_a_read_give_what_each_gives_alone(folder: Path) -> N
     model = match_checkpoint(open_checkpoint(folder))
     plans = {name: plan_onnx(model, ONNX_RECIPES[name], block=32) for name in ("q8", "q4")}
     written = write([plan.output(folder / name) for name, plan in plans.items()])
-    together = {one.output.recipe: digests(one.path) for one in written}
+    together = {one.output.plan.recipe: digests(one.path) for one in written}
     for name in plans:
         convert(folder, name, force=True)
         assert digests(folder / "out") == together[name]
@@ -160,7 +160,7 @@ def test_the_facts_are_the_plan_s(folder: Path) -> None:
     written = convert(folder)
     artifact = open_artifact(written.path)
     assert (artifact.format, artifact.recipe, artifact.n_vocab, artifact.n_context_trained) == ("onnx", "q4m", 512, 512)
-    assert artifact.n_bytes == written.output.n_bytes
+    assert artifact.n_bytes == written.output.plan.n_bytes
     assert artifact.n_params == sum(value.size for value in llama_tensors(llama_config(num_hidden_layers=6)).values())
     genai = json.loads((written.path / "genai_config.json").read_text())
     assert genai["model"]["type"] == "llama"
@@ -176,7 +176,7 @@ def test_a_sound_folder_is_sound_and_equals_its_source(folder: Path) -> None:
     found = verify_onnx(written.path, against=open_checkpoint(folder))
     assert found.ok
     assert all(one.identical for one in found.comparisons)
-    assert len(found.comparisons) == len(written.output.tensors)
+    assert len(found.comparisons) == len(written.output.plan.tensors)
 
 
 @pytest.mark.parametrize("name", [DATA_NAME, MODEL_NAME, FACTS_NAME, "tokenizer.json", "genai_config.json"])
@@ -195,7 +195,7 @@ def test_every_changed_byte_is_found(name: str, folder: Path) -> None:
 
 def test_the_changed_tensor_is_named(folder: Path) -> None:
     written = convert(folder)
-    tensor = next(t for t in written.output.tensors if t.name == "blk.3.attn_q.weight")
+    tensor = next(t for t in written.output.plan.tensors if t.name == "blk.3.attn_q.weight")
     with (written.path / DATA_NAME).open("r+b") as handle:
         handle.seek(tensor.parts[1].offset)
         handle.write(np.array([np.nan], np.float16).tobytes())
