@@ -5,6 +5,7 @@ else. What the runtime cannot compute as the config says is an error here, never
 Source of every metadata key: llama.cpp conversion/base.py (TextModel.set_gguf_parameters) and the file of the family.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from medlite.errors import CheckpointError
 from medlite.formats.gguf import Kind, Value
 from quantize.families.config import Config, ExtraTensor, head_counts, head_dim, number, positive
-from quantize.families.rope import RotaryTable
+from quantize.families.rope import RotaryTable, rope_metadata, rope_parameters
 from quantize.families.transforms import KEEP, Transform
 
 Shapes = dict[str, tuple[int, ...]]
@@ -52,15 +53,7 @@ class Layer:
     table: int
 
 
-def no_extras(config: Config) -> tuple[ExtraTensor, ...]:
-    return ()
-
-
-def no_layers(config: Config) -> tuple[int, ...]:
-    return ()
-
-
-def no_notes(config: Config) -> tuple[str, ...]:
+def nothing(config: Config) -> tuple[()]:
     return ()
 
 
@@ -119,16 +112,16 @@ class Family:
     shapes: Callable[[Config], Shapes]
     metadata: Callable[[Config], dict[str, Value]]
     arithmetic: Arithmetic | None
-    extras: Callable[[Config], tuple[ExtraTensor, ...]] = no_extras
+    extras: Callable[[Config], tuple[ExtraTensor, ...]] = nothing
     ignored: tuple[IgnoredRule, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     layer_kinds: tuple[str, ...] = ("full_attention",)
-    dropped_layers: Callable[[Config], tuple[int, ...]] = no_layers
+    dropped_layers: Callable[[Config], tuple[int, ...]] = nothing
     dropped_reason: str = ""
     has_sentencepiece: Callable[[Config], bool] = never
     is_70b: Callable[[Config], bool] = never
-    notes: Callable[[Config], tuple[str, ...]] = no_notes
+    notes: Callable[[Config], tuple[str, ...]] = nothing
 
 
 # --- what a config may say -------------------------------------------------------------------------------------------
@@ -178,54 +171,46 @@ HEAD = r"lm_head\.weight"
 TEXT_HEAD = rf"(?:language_model\.)?{HEAD}"
 
 
-def outer_rules(model: str, head: str) -> tuple[TensorRule, ...]:
-    """Embedding, last norm, head."""
-    return (
-        TensorRule(model + r"embed_tokens\.weight", "token_embd.weight"),
-        TensorRule(model + r"norm\.weight", "output_norm.weight"),
-        TensorRule(head, "output.weight"),
+# A layer's modules: their names in the source -> in GGUF.
+TWO_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+QUERY_AND_KEY = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k"}
+VALUE_AND_OUTPUT = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+FEED_FORWARD = {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+
+
+def layer_rules(
+    model: str, modules: Mapping[str, str], transform: Transform = KEEP, kind: str = "weight"
+) -> tuple[TensorRule, ...]:
+    """A rule for the weight (or the bias) of each of `modules`, in every layer."""
+    return tuple(
+        TensorRule(model + rf"layers\.(\d+)\.{re.escape(source)}\.{kind}", f"blk.{{0}}.{target}.{kind}", transform)
+        for source, target in modules.items()
     )
 
 
-def feed_forward_rules(model: str) -> tuple[TensorRule, ...]:
-    layer = model + r"layers\.(\d+)\.mlp\."
-    return tuple(
-        TensorRule(layer + rf"{name}_proj\.weight", f"blk.{{0}}.ffn_{name}.weight") for name in ("gate", "up", "down")
+def outer_rules(model: str, head: str, norm: Transform = KEEP) -> tuple[TensorRule, ...]:
+    """Embedding, last norm, head; `norm` is what the norm needs."""
+    return (
+        TensorRule(model + r"embed_tokens\.weight", "token_embd.weight"),
+        TensorRule(model + r"norm\.weight", "output_norm.weight", norm),
+        TensorRule(head, "output.weight"),
     )
 
 
 def attention_rules(model: str, rotated: Transform) -> tuple[TensorRule, ...]:
     """Q, K, V and the output projection; `rotated` is what Q and K need."""
-    layer = model + r"layers\.(\d+)\.self_attn\."
-    return (
-        TensorRule(layer + r"q_proj\.weight", "blk.{0}.attn_q.weight", rotated),
-        TensorRule(layer + r"k_proj\.weight", "blk.{0}.attn_k.weight", rotated),
-        TensorRule(layer + r"v_proj\.weight", "blk.{0}.attn_v.weight"),
-        TensorRule(layer + r"o_proj\.weight", "blk.{0}.attn_output.weight"),
-    )
-
-
-def two_norms(model: str) -> tuple[TensorRule, ...]:
-    """The norms of a pre-norm layer."""
-    layer = model + r"layers\.(\d+)\."
-    return (
-        TensorRule(layer + r"input_layernorm\.weight", "blk.{0}.attn_norm.weight"),
-        TensorRule(layer + r"post_attention_layernorm\.weight", "blk.{0}.ffn_norm.weight"),
-    )
-
-
-def head_norms(model: str, transform: Transform) -> tuple[TensorRule, ...]:
-    """The norms of each head's Q and K."""
-    layer = model + r"layers\.(\d+)\.self_attn\."
-    return (
-        TensorRule(layer + r"q_norm\.weight", "blk.{0}.attn_q_norm.weight", transform),
-        TensorRule(layer + r"k_norm\.weight", "blk.{0}.attn_k_norm.weight", transform),
-    )
+    return (*layer_rules(model, QUERY_AND_KEY, rotated), *layer_rules(model, VALUE_AND_OUTPUT))
 
 
 def decoder_rules(model: str, head: str, rotated: Transform) -> tuple[TensorRule, ...]:
     """A pre-norm decoder with separate Q, K, V and a gated feed-forward: Llama's layout, which most others share."""
-    return (*outer_rules(model, head), *two_norms(model), *attention_rules(model, rotated), *feed_forward_rules(model))
+    return (
+        *outer_rules(model, head),
+        *layer_rules(model, TWO_NORMS),
+        *attention_rules(model, rotated),
+        *layer_rules(model, FEED_FORWARD),
+    )
 
 
 ROTARY_CACHE = IgnoredRule(r".*\.rotary_emb\.inv_freq", "computed from the config")
@@ -259,7 +244,7 @@ def decoder_shapes(config: Config) -> Shapes:
 
 
 def head_norm_shapes(config: Config) -> Shapes:
-    """The shapes of `head_norms`' tensors."""
+    """The shapes of the norms of each head's Q and K."""
     width = head_dim(config)
     return {"attn_q_norm.weight": (width,), "attn_k_norm.weight": (width,)}
 
@@ -278,12 +263,16 @@ def size_metadata(config: Config) -> dict[str, Value]:
     }
 
 
-def head_metadata(config: Config) -> dict[str, Value]:
-    """Key and value widths, where the config states head_dim."""
-    if config.get("head_dim") is None:
-        return {}
-    width = Value(Kind.UINT32, positive(config, "head_dim"))
-    return {"attention.key_length": width, "attention.value_length": width}
+def decoder_metadata(config: Config, rope_types: tuple[str, ...]) -> dict[str, Value]:
+    """The keys that most families have: also the rotation, and key and value widths where the config states head_dim.
+
+    rope_types: those that the family computes.
+    """
+    result = {**size_metadata(config), **rope_metadata(rope_parameters(config), rope_types)}
+    if config.get("head_dim") is not None:
+        width = Value(Kind.UINT32, positive(config, "head_dim"))
+        result |= {"attention.key_length": width, "attention.value_length": width}
+    return result
 
 
 def full_layers(config: Config) -> tuple[Layer, ...]:

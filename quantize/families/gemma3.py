@@ -12,6 +12,8 @@ from medlite.errors import CheckpointError
 from medlite.formats.gguf import Kind, Value
 from quantize.families.config import Config, derived_head_dim, head_dim, number, positive
 from quantize.families.family import (
+    FEED_FORWARD,
+    HEAD_NORMS,
     MODEL,
     NO_WINDOW,
     TEXT_HEAD,
@@ -24,15 +26,14 @@ from quantize.families.family import (
     TensorRule,
     always,
     attention_rules,
+    decoder_metadata,
     decoder_shapes,
-    feed_forward_rules,
-    head_metadata,
     head_norm_shapes,
-    head_norms,
-    size_metadata,
+    layer_rules,
+    outer_rules,
     windowed_layers,
 )
-from quantize.families.rope import Rotary, RotaryTable, frequencies, one_table, rope_metadata, rope_parameters
+from quantize.families.rope import Rotary, RotaryTable, frequencies, one_table, rope_parameters
 from quantize.families.transforms import ADD_ONE, KEEP
 
 PATTERN = 6  # Source: llama.cpp src/models/gemma3.cpp, load_swa_pattern(ml, 6)
@@ -56,18 +57,12 @@ NORMS = {
 
 def gemma3_rules(model: str) -> tuple[TensorRule, ...]:
     """Four norms a layer; Gemma stores each norm minus one."""
-    layer = model + r"layers\.(\d+)\."
     return (
-        TensorRule(model + r"embed_tokens\.weight", "token_embd.weight"),
-        TensorRule(model + r"norm\.weight", "output_norm.weight", ADD_ONE),
-        TensorRule(TEXT_HEAD, "output.weight"),
-        *(
-            TensorRule(layer + rf"{name}\.weight", f"blk.{{0}}.{target}.weight", ADD_ONE)
-            for name, target in NORMS.items()
-        ),
+        *outer_rules(model, TEXT_HEAD, ADD_ONE),
+        *layer_rules(model, NORMS, ADD_ONE),
         *attention_rules(model, KEEP),
-        *head_norms(model, ADD_ONE),
-        *feed_forward_rules(model),
+        *layer_rules(model, HEAD_NORMS, ADD_ONE),
+        *layer_rules(model, FEED_FORWARD),
     )
 
 
@@ -86,9 +81,7 @@ def gemma3_metadata(config: Config) -> dict[str, Value]:
     """Source: llama.cpp conversion/gemma.py, Gemma3Model."""
     check_gemma3(config)
     return {
-        **size_metadata(config),
-        **rope_metadata(rope_parameters(config), ("default", "linear")),
-        **head_metadata(config),
+        **decoder_metadata(config, ("default", "linear")),
         "rope.freq_base_swa": Value(Kind.FLOAT32, sliding_theta(config)),
         "attention.sliding_window": Value(Kind.UINT32, positive(config, "sliding_window")),
     }

@@ -10,32 +10,27 @@ from quantize.families.family import (
     ROTARY_CACHE,
     Arithmetic,
     Family,
+    decoder_metadata,
     decoder_rules,
     decoder_shapes,
     full_layers,
-    head_metadata,
-    size_metadata,
 )
-from quantize.families.rope import llama3_factors, llama3_table, rope_metadata, rope_parameters
+from quantize.families.rope import llama3_factors, llama3_table
 from quantize.families.transforms import PERMUTE_ROPE
 
 SMALL_VOCABULARY = 64_000  # a Llama with fewer tokens is a Llama 2
 
-RULES = decoder_rules(MODEL, HEAD, PERMUTE_ROPE)
 # fmt: off
 DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "head_dim": derived_head_dim,
 }
 # fmt: on
-FULL_ATTENTION_ONLY: dict[str, tuple[Any, ...]] = {"sliding_window": ()}
 
 
 def llama_metadata(config: Config) -> dict[str, Value]:
     """Source: llama.cpp conversion/llama.py, LlamaModel."""
     return {
-        **size_metadata(config),
-        **rope_metadata(rope_parameters(config), ("default", "linear", "llama3")),
-        **head_metadata(config),
+        **decoder_metadata(config, ("default", "linear", "llama3")),
         "vocab_size": Value(Kind.UINT32, positive(config, "vocab_size")),
         "rope.dimension_count": Value(Kind.UINT32, head_dim(config)),
     }
@@ -52,18 +47,17 @@ def is_llama_2(config: Config) -> bool:
     return positive(config, "vocab_size") < SMALL_VOCABULARY
 
 
-ARITHMETIC = Arithmetic("llama", full_layers, llama3_table)
 LLAMA = Family(
     hf_name="LlamaForCausalLM",
     gguf_name="llama",
-    rules=RULES,
+    rules=decoder_rules(MODEL, HEAD, PERMUTE_ROPE),
     shapes=decoder_shapes,
     metadata=llama_metadata,
-    arithmetic=ARITHMETIC,
+    arithmetic=Arithmetic("llama", full_layers, llama3_table),
     extras=llama3_factors,
     ignored=(ROTARY_CACHE,),
     defaults=DEFAULTS,
-    fixed=FULL_ATTENTION_ONLY,
+    fixed={"sliding_window": ()},
     has_sentencepiece=is_llama_2,
     is_70b=is_llama_70b,
 )

@@ -8,14 +8,15 @@ from quantize.families.family import (
     HEAD,
     MODEL,
     ROTARY_CACHE,
+    TWO_NORMS,
     Arithmetic,
     Family,
     Shapes,
-    TensorRule,
     always,
+    decoder_shapes,
+    layer_rules,
     outer_rules,
     size_metadata,
-    two_norms,
     window_note,
     windowed_layers,
 )
@@ -28,21 +29,16 @@ from quantize.families.rope import (
     rope_parameters,
 )
 
-LAYER = MODEL + r"layers\.(\d+)\."
-RULES = (
-    *outer_rules(MODEL, HEAD),
-    *two_norms(MODEL),
-    TensorRule(LAYER + r"self_attn\.qkv_proj\.weight", "blk.{0}.attn_qkv.weight"),
-    TensorRule(LAYER + r"self_attn\.o_proj\.weight", "blk.{0}.attn_output.weight"),
-    TensorRule(LAYER + r"mlp\.gate_up_proj\.weight", "blk.{0}.ffn_up.weight"),
-    TensorRule(LAYER + r"mlp\.down_proj\.weight", "blk.{0}.ffn_down.weight"),
-)
+# fmt: off
+MODULES = {
+    "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}
 DEFAULTS: dict[str, Any] = {
-    "max_position_embeddings": 4096,
-    "original_max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
+# fmt: on
 
 
 def phi3_metadata(config: Config) -> dict[str, Value]:
@@ -61,19 +57,14 @@ def phi3_metadata(config: Config) -> dict[str, Value]:
 
 
 def phi3_shapes(config: Config) -> Shapes:
-    """Q, K and V in one tensor, gate and up in another."""
-    hidden, ffn, n_vocab = (positive(config, key) for key in ("hidden_size", "intermediate_size", "vocab_size"))
+    """A Llama's, with Q, K and V in one tensor, gate and up in another."""
+    hidden, ffn = positive(config, "hidden_size"), positive(config, "intermediate_size")
     n_query, n_key = (n * derived_head_dim(config) for n in head_counts(config))
     return {
-        "token_embd.weight": (n_vocab, hidden),
-        "output.weight": (n_vocab, hidden),
-        "output_norm.weight": (hidden,),
-        "attn_norm.weight": (hidden,),
-        "ffn_norm.weight": (hidden,),
+        **decoder_shapes(config),
         "attn_qkv.weight": (n_query + 2 * n_key, hidden),
         "attn_output.weight": (hidden, n_query),
         "ffn_up.weight": (2 * ffn, hidden),
-        "ffn_down.weight": (hidden, ffn),
     }
 
 
@@ -91,7 +82,7 @@ def phi3_notes(config: Config) -> tuple[str, ...]:
 PHI3 = Family(
     hf_name="Phi3ForCausalLM",
     gguf_name="phi3",
-    rules=RULES,
+    rules=(*outer_rules(MODEL, HEAD), *layer_rules(MODEL, TWO_NORMS), *layer_rules(MODEL, MODULES)),
     shapes=phi3_shapes,
     metadata=phi3_metadata,
     arithmetic=Arithmetic("phi3", windowed_layers, longrope_table),

@@ -6,36 +6,30 @@ from medlite.formats.gguf import Value
 from quantize.families.config import Config, head_counts, head_dim, positive
 from quantize.families.family import (
     HEAD,
+    HEAD_NORMS,
     MODEL,
+    QUERY_AND_KEY,
     Arithmetic,
     Family,
     Shapes,
-    TensorRule,
+    decoder_metadata,
     decoder_rules,
     decoder_shapes,
     full_layers,
-    head_metadata,
     head_norm_shapes,
-    head_norms,
-    size_metadata,
+    layer_rules,
 )
-from quantize.families.rope import one_table, rope_metadata, rope_parameters
+from quantize.families.rope import one_table
 from quantize.families.transforms import KEEP
 
 DECODER = decoder_rules(MODEL, HEAD, KEEP)
-BIASES = tuple(
-    TensorRule(MODEL + rf"layers\.(\d+)\.self_attn\.{name}_proj\.bias", f"blk.{{0}}.attn_{name}.bias") for name in "qkv"
-)
+BIASES = {**QUERY_AND_KEY, "self_attn.v_proj": "attn_v"}
 DEFAULTS: dict[str, Any] = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
 
 
 def qwen_metadata(config: Config) -> dict[str, Value]:
     """Source: llama.cpp conversion/qwen.py, Qwen2Model and Qwen3Model."""
-    return {
-        **size_metadata(config),
-        **rope_metadata(rope_parameters(config), ("default", "linear")),
-        **head_metadata(config),
-    }
+    return decoder_metadata(config, ("default", "linear"))
 
 
 def qwen2_shapes(config: Config) -> Shapes:
@@ -57,7 +51,7 @@ def is_qwen2_70b(config: Config) -> bool:
 QWEN2 = Family(
     hf_name="Qwen2ForCausalLM",
     gguf_name="qwen2",
-    rules=(*DECODER, *BIASES),
+    rules=(*DECODER, *layer_rules(MODEL, BIASES, kind="bias")),
     shapes=qwen2_shapes,
     metadata=qwen_metadata,
     arithmetic=Arithmetic("qwen2", full_layers, one_table),
@@ -67,7 +61,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     hf_name="Qwen3ForCausalLM",
     gguf_name="qwen3",
-    rules=(*DECODER, *head_norms(MODEL, KEEP)),
+    rules=(*DECODER, *layer_rules(MODEL, HEAD_NORMS)),
     shapes=qwen3_shapes,
     metadata=qwen_metadata,
     arithmetic=Arithmetic("qwen3", full_layers, one_table),
