@@ -13,7 +13,7 @@ from typing import Any
 from medlite.formats.gguf import DEFAULT_ALIGNMENT, GGML_TYPES, Header, Kind, Value, pack_header, pad_to, place_tensors
 from quantize.families.config import positive
 from quantize.families.names import expected_tensors, file_order
-from quantize.gguf.recipes import Recipe, TensorShape, choose_types
+from quantize.gguf.recipes import Recipe, choose_types
 from quantize.match import hyperparameters, match_config, query_heads_per_kv_head
 
 # What a vocabulary takes in the file per token: text, type, and merges or score. Measured on Llama 3's and Llama 2's.
@@ -29,8 +29,7 @@ class Outline:
         shapes = {name: shape for name, (_, shape) in expected_tensors(self.family, self.config).items()}
         extras = {extra.name: extra.values.shape for extra in self.family.extras(self.config)}
         self.n_params = sum(map(math.prod, shapes.values()))
-        rows = (TensorShape(name, shape) for name, shape in (shapes | extras).items())
-        self.tensors = sorted(rows, key=lambda row: file_order(row.name))
+        self.shapes = dict(sorted((shapes | extras).items(), key=lambda row: file_order(row[0])))
         prefix = self.family.gguf_name
         self.metadata = {
             "general.architecture": Value(Kind.STRING, prefix),
@@ -52,12 +51,12 @@ class Outline:
         """
         choices = choose_types(
             recipe,
-            self.tensors,
+            self.shapes,
             n_gqa=query_heads_per_kv_head(self.config),
             has_imatrix=recipe.needs_imatrix,
             is_70b=self.family.is_70b(self.config),
         )
-        placed = place_tensors([(row.name, choices[row.name].type, row.shape) for row in self.tensors])
+        placed = place_tensors([(name, choices[name].type, shape) for name, shape in self.shapes.items()])
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         return Header(self.metadata, placed, self._data_start, self._data_start + end)
 
@@ -65,5 +64,5 @@ class Outline:
     def _data_start(self) -> int:
         """Where the tensors' data begins; the types do not change it."""
         f32 = GGML_TYPES["F32"]
-        header = pack_header(self.metadata, place_tensors([(row.name, f32, row.shape) for row in self.tensors]))
+        header = pack_header(self.metadata, place_tensors([(name, f32, shape) for name, shape in self.shapes.items()]))
         return pad_to(len(header) + self.n_vocabulary_bytes, DEFAULT_ALIGNMENT)

@@ -26,7 +26,7 @@ from medlite.formats.gguf import (
     place_tensors,
     split_metadata,
 )
-from quantize.gguf.recipes import Choice, Recipe, TensorShape, choose_types, lacks_imatrix
+from quantize.gguf.recipes import Choice, Recipe, choose_types, lacks_imatrix
 from quantize.match import SourceModel
 from quantize.stream.encode import GgmlEncoding
 from quantize.stream.plan import Part, Plan, PlannedFile, PlannedTensor, planned_tensor
@@ -50,7 +50,7 @@ def plan_gguf(
     cannot be carried over, RecipeError where the recipe needs what is not there.
     """
     metadata = _metadata(model, recipe)
-    shapes = [TensorShape(tensor.name, tensor.shape) for tensor in model.tensors]
+    shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     _check_overrides(recipe, overrides)
     choices = choose_types(
         recipe,
@@ -64,7 +64,7 @@ def plan_gguf(
     by_name = {tensor.name: tensor for tensor in model.tensors}
     tensors: list[PlannedTensor] = []
     files: list[PlannedFile] = []
-    groups = _split([(shape.name, choices[shape.name].type, shape.shape) for shape in shapes], max_shard_bytes)
+    groups = _split([(name, choices[name].type, shape) for name, shape in shapes.items()], max_shard_bytes)
     for i, group in enumerate(groups):
         placed = place_tensors(group)
         stated = split_metadata(metadata, i, len(groups), len(shapes))
@@ -125,7 +125,7 @@ def _check_overrides(recipe: Recipe, overrides: tuple[tuple[str, str], ...]) -> 
 
 
 def _check_imatrix(
-    recipe: Recipe, shapes: list[TensorShape], choices: Mapping[str, Choice], importance: Importance | None
+    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], choices: Mapping[str, Choice], importance: Importance | None
 ) -> None:
     """Raise RecipeError naming tensors that lack importance data they cannot do without, or whose data misfits."""
     data = importance or {}
@@ -138,10 +138,10 @@ def _check_imatrix(
             f"{recipe.name} needs an importance matrix for {shown}",
             hint="--imatrix FILE, made by llama-imatrix on text of your domain",
         )
-    for shape in shapes:
-        if shape.name in data and data[shape.name].shape != shape.shape[-1:]:
+    for name, shape in shapes.items():
+        if name in data and data[name].shape != shape[-1:]:
             raise RecipeError(
-                f"imatrix: {shape.name} has {data[shape.name].size} columns, the tensor {shape.shape[-1]}",
+                f"imatrix: {name} has {data[name].size} columns, the tensor {shape[-1]}",
                 hint="the imatrix was made for another model",
             )
 

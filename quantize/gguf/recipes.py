@@ -6,7 +6,8 @@ Source: llama.cpp src/llama-quant.cpp, llama_tensor_get_type_impl and llama_ftyp
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from medlite.errors import RecipeError
@@ -115,8 +116,6 @@ _IQ4 = (Rule("attn_v", "Q5_K", grouped), Rule("ffn_down", "Q5_K", first_eighth_n
 # fmt: off
 _IQ2_SMALL = (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "Q2_K"), Rule("ffn_down", "Q2_K", first_eighth),
               Rule("embedding", "Q2_K"))
-# fmt: on
-# fmt: off
 _IQ2_LARGE = (Rule("attn_v", "Q4_K", grouped), Rule("attn_v", "IQ3_S"), Rule("ffn_down", "IQ3_S", first_eighth),
               Rule("attn_output", "IQ3_S"), Rule("embedding", "IQ3_S"))
 # fmt: on
@@ -200,17 +199,9 @@ def find_recipe(name: str) -> Recipe:
     return recipe
 
 
-@dataclass(frozen=True)
-class TensorShape:
-    """What the choice of a type looks at: the tensor's GGUF name and its shape, outermost first."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def is_quantized(self) -> bool:
-        """Matrices that are no norms are quantized. Source: tensor_allows_quantization."""
-        return len(self.shape) > 1 and self.name.endswith("weight") and "_norm.weight" not in self.name
+def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
+    """Matrices that are not norms are quantized. Source: tensor_allows_quantization."""
+    return len(shape) > 1 and name.endswith("weight") and "_norm.weight" not in name
 
 
 @dataclass(frozen=True)
@@ -223,49 +214,45 @@ class Choice:
 
 def choose_types(
     recipe: Recipe,
-    tensors: Iterable[TensorShape],
+    shapes: Mapping[str, tuple[int, ...]],
     *,
     n_gqa: int,
     is_70b: bool,
     has_imatrix: bool,
     overrides: tuple[tuple[str, str], ...] = (),
 ) -> dict[str, Choice]:
-    """The type of every tensor, by name. `tensors` must come in llama.cpp's order (layer, then name).
+    """The type of every tensor, by name.
 
+    shapes: by GGUF name, outermost first; in llama.cpp's order (layer, then name).
     overrides: (regular expression, type name) pairs; the first that is found in a name decides, before the recipe.
     """
-    rows = list(tensors)
-    tied = all(row.name != "output.weight" for row in rows)
-    totals = {"ffn_down": 0, "ffn_gate": 0, "ffn_up": 0, "attn_v": 0}
-    for row in rows:
-        if (category := category_of(row.name)) in totals:
-            totals[category] += 1
-    seen: dict[str, int] = {}
+    totals = Counter(map(category_of, shapes))
+    seen: Counter[str] = Counter()
     choices: dict[str, Choice] = {}
-    for row in rows:
-        if not row.is_quantized:
-            choices[row.name] = Choice(GGML_TYPES["F32"], "a vector or a norm stays F32")
+    for name, shape in shapes.items():
+        if not is_quantized(name, shape):
+            choices[name] = Choice(GGML_TYPES["F32"], "a vector or a norm stays F32")
             continue
-        category = category_of(row.name)
         if recipe.default in FLOAT_TYPES:
-            choices[row.name] = Choice(GGML_TYPES[recipe.default], "default")
+            choices[name] = Choice(GGML_TYPES[recipe.default], "default")
             continue
-        manual = next((wanted for pattern, wanted in overrides if re.search(pattern, row.name)), None)
+        manual = next((wanted for pattern, wanted in overrides if re.search(pattern, name)), None)
         if manual is not None:
             choice = Choice(GGML_TYPES[manual], "--tensor-type")
         else:
-            place = Place(seen.get(category, 0), totals.get(category, 0), n_gqa, is_70b, has_imatrix)
-            choice = _mixture(recipe, row, category, place, tied=tied)
-            seen[category] = seen.get(category, 0) + 1
-        choices[row.name] = _fit(choice, row)
+            category = category_of(name)
+            place = Place(seen[category], totals[category], n_gqa, is_70b, has_imatrix)
+            choice = _mixture(recipe, shape[-1], category, place, tied="output.weight" not in shapes)
+            seen[category] += 1
+        choices[name] = _fit(choice, shape[-1])
     return choices
 
 
-def _mixture(recipe: Recipe, row: TensorShape, category: str, place: Place, *, tied: bool) -> Choice:
+def _mixture(recipe: Recipe, row_length: int, category: str, place: Place, *, tied: bool) -> Choice:
     """The type that the recipe's rows give, before the row length is looked at."""
     default = GGML_TYPES[recipe.default]
     if category == "output" or (category == "embedding" and tied):
-        if row.shape[-1] % default.block_weights:
+        if row_length % default.block_weights:
             return Choice(GGML_TYPES["Q8_0"], f"head: its rows do not divide into {default.name} blocks")
         return Choice(GGML_TYPES[recipe.output], "head") if recipe.output else Choice(default, "default")
     choice = Choice(default, "default")
@@ -279,9 +266,8 @@ def _mixture(recipe: Recipe, row: TensorShape, category: str, place: Place, *, t
     return choice
 
 
-def _fit(choice: Choice, row: TensorShape) -> Choice:
-    """`choice`, or the fallback where blocks do not divide the row, F16 where nothing does."""
-    n = row.shape[-1]
+def _fit(choice: Choice, n: int) -> Choice:
+    """`choice`, or the fallback where blocks do not divide rows of `n`, F16 where nothing does."""
     if n % choice.type.block_weights == 0:
         return choice
     why = f"rows of {n} do not divide into {choice.type.name} blocks of {choice.type.block_weights}"

@@ -165,29 +165,11 @@ def _open() -> Kernels | str:
     library.medlite_supports.restype = ctypes.c_int
     library.medlite_supports.argtypes = [ctypes.c_int, ctypes.c_int]
     library.medlite_encode.restype = ctypes.c_int64
-    library.medlite_encode.argtypes = [
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.POINTER(ctypes.c_int64),
-    ]
+    number, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+    out = ctypes.POINTER(count)
+    library.medlite_encode.argtypes = [number, number, pointer, pointer, count, count, pointer, number, out]
     library.medlite_measure.restype = ctypes.c_int64
-    library.medlite_measure.argtypes = [
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
+    library.medlite_measure.argtypes = [number, pointer, pointer, count, count, count, count, pointer, pointer]
     isas = tuple(library.medlite_isa_name(isa).decode() for isa in range(library.medlite_isa() + 1))
     return Kernels(library, isas)
 

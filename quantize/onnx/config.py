@@ -21,11 +21,8 @@ TOKENIZER_NAME = "tokenizer.json"
 # fmt: off
 COPIED_NAMES = (TOKENIZER_NAME, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
                 "generation_config.json", "chat_template.jinja")
-# fmt: on
 GENAI_NAME = "genai_config.json"
-
 # Tokens that end a turn wherever they stand in a vocabulary. Source: llama.cpp src/llama-vocab.cpp, special_eog_ids.
-# fmt: off
 END_TEXTS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
              "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>")
 # fmt: on
@@ -59,51 +56,37 @@ def companion_files(plan: Plan, decoder: Decoder, model: SourceModel) -> dict[st
 def genai_config(device: str, decoder: Decoder, special: Mapping[str, int], ends: list[int]) -> dict[str, Any]:
     """genai_config.json: inputs, sizes and token ids; the key-value cache is one buffer, written in place."""
     end: int | list[int] = ends if len(ends) > 1 else ends[0] if ends else decoder.n_vocab - 1
+    # fmt: off
     return {
         "model": {
-            "bos_token_id": special.get("bos", 0),
-            "context_length": decoder.n_context,
+            "type": decoder.arithmetic.genai_type, "vocab_size": decoder.n_vocab, "context_length": decoder.n_context,
+            "bos_token_id": special.get("bos", 0), "eos_token_id": end,
+            "pad_token_id": special.get("padding", ends[0] if ends else 0),
             "decoder": {
                 "session_options": {
-                    "log_id": "onnxruntime-genai",
-                    "log_severity_level": 3,
+                    "log_id": "onnxruntime-genai", "log_severity_level": 3,
                     "provider_options": [{"cuda": {}}] if device == "cuda" else [],
                 },
                 "filename": MODEL_NAME,
-                "head_size": decoder.head_dim,
-                "hidden_size": decoder.hidden,
+                "head_size": decoder.head_dim, "hidden_size": decoder.hidden,
+                "num_attention_heads": decoder.n_head, "num_key_value_heads": decoder.n_head_kv,
+                "num_hidden_layers": len(decoder.layers),
                 "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "past_key_names": "past_key_values.%d.key",
-                    "past_value_names": "past_key_values.%d.value",
+                    "input_ids": "input_ids", "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
                 },
                 "outputs": {
                     "logits": "logits",
-                    "present_key_names": "present.%d.key",
-                    "present_value_names": "present.%d.value",
+                    "present_key_names": "present.%d.key", "present_value_names": "present.%d.value",
                 },
-                "num_attention_heads": decoder.n_head,
-                "num_hidden_layers": len(decoder.layers),
-                "num_key_value_heads": decoder.n_head_kv,
             },
-            "eos_token_id": end,
-            "pad_token_id": special.get("padding", ends[0] if ends else 0),
-            "type": decoder.arithmetic.genai_type,
-            "vocab_size": decoder.n_vocab,
         },
         "search": {
-            "do_sample": False,
-            "max_length": decoder.n_context,
-            "min_length": 0,
-            "num_beams": 1,
-            "past_present_share_buffer": True,
-            "repetition_penalty": 1.0,
-            "temperature": 1.0,
-            "top_k": 1,
-            "top_p": 1.0,
+            "do_sample": False, "max_length": decoder.n_context, "min_length": 0, "num_beams": 1,
+            "past_present_share_buffer": True, "repetition_penalty": 1.0, "temperature": 1.0, "top_k": 1, "top_p": 1.0,
         },
     }
+    # fmt: on
 
 
 def special_ids(vocabulary: Mapping[str, Value]) -> dict[str, int]:

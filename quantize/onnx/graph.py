@@ -34,20 +34,14 @@ def build_graph(decoder: Decoder, tensors: Iterable[PlannedTensor], float_name: 
     graph = Graph(tensors, float_name, onnx)
     hidden = _decode(graph, decoder)
     graph.node("Slice", [hidden, LOGITS_FROM, graph.integers([INT64_MAX]), graph.integers([1])], "hidden.wanted")
-    logits = graph.linear(
-        "hidden.wanted", "output.weight" if "output.weight" in decoder.tensors else "token_embd.weight", "logits.raw"
-    )
+    head = "output.weight" if "output.weight" in decoder.tensors else "token_embd.weight"
+    logits = graph.linear("hidden.wanted", head, "logits.raw")
     graph.node("Cast", [logits], "logits", to=onnx.TensorProto.FLOAT)
-    made = onnx.helper.make_graph(
-        graph.nodes, "decoder", _inputs(graph, decoder), _outputs(graph, decoder), graph.initializers
-    )
-    model = onnx.helper.make_model(
-        made,
-        producer_name="medlite",
-        producer_version=__version__,
-        ir_version=IR_VERSION,
-        opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, CONTRIB_OPSET)],
-    )
+    inputs, outputs = _inputs(graph, decoder), _outputs(graph, decoder)
+    made = onnx.helper.make_graph(graph.nodes, "decoder", inputs, outputs, graph.initializers)
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
+    model = onnx.helper.make_model(made, producer_name="medlite", ir_version=IR_VERSION, opset_imports=opsets)
+    model.producer_version = __version__
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -152,22 +146,14 @@ class Graph:
         tensor = self.tensors[name]
         layout = blocks_of(tensor)
         if layout is None:
-            rows = self.node(
-                "Gather", [self.external(tensor.parts[0], tensor.name, tensor.shape), ids], f"{output}.stored", axis=0
-            )
+            stored = self.external(tensor.parts[0], tensor.name, tensor.shape)
+            rows = self.node("Gather", [stored, ids], f"{output}.stored", axis=0)
             return self.node("Cast", [rows], output, to=self.float_type)
         codes, scales, *zeros = tensor.parts
         inputs = [self.external(codes, codes.name, codes.shape), ids, self.wide(scales)]
         inputs += [self.external(piece, piece.name, piece.shape) for piece in zeros]
-        return self.contrib(
-            "GatherBlockQuantized",
-            inputs,
-            output,
-            bits=layout.bits,
-            block_size=layout.block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
+        form = {"bits": layout.bits, "block_size": layout.block, "gather_axis": 0, "quantize_axis": 1}
+        return self.contrib("GatherBlockQuantized", inputs, output, **form)
 
     def linear(self, x: str, name: str, output: str) -> str:
         """x times the transposed weight, plus its bias if it has one."""
@@ -186,22 +172,13 @@ class Graph:
         shape = (n_rows, layout.n_blocks(row_length), layout.block * layout.bits // 8)
         inputs = [x, self.external(codes, f"{codes.name}.blocks", shape), self.wide(scales)]
         inputs += [self.external(piece, piece.name, piece.shape) for piece in zeros]
-        return self.contrib(
-            "MatMulNBits",
-            inputs,
-            output,
-            K=row_length,
-            N=n_rows,
-            bits=layout.bits,
-            block_size=layout.block,
-            accuracy_level=ACCURACY_LEVEL,
-        )
+        form = {"K": row_length, "N": n_rows, "bits": layout.bits, "block_size": layout.block}
+        return self.contrib("MatMulNBits", inputs, output, **form, accuracy_level=ACCURACY_LEVEL)
 
-    def norm(self, x: str, weight: str, output: str, epsilon: float) -> str:
-        """RMS norm over the last axis."""
-        return self.node(
-            "SimplifiedLayerNormalization", [x, self.vector(weight)], output, axis=-1, epsilon=epsilon, stash_type=1
-        )
+    def norm(self, x: str, name: str, epsilon: float) -> str:
+        """RMS norm over the last axis, by the weight of the norm `name`."""
+        inputs = [x, self.vector(f"{name}.weight")]
+        return self.node("SimplifiedLayerNormalization", inputs, name, axis=-1, epsilon=epsilon, stash_type=1)
 
 
 # --- the decoder -----------------------------------------------------------------------------------------------------
@@ -213,21 +190,22 @@ def _decode(graph: Graph, decoder: Decoder) -> str:
     residual = graph.embed("input_ids", "embedding")
     if decoder.embedding_scale != 1.0:
         residual = graph.node("Mul", [residual, graph.scalar(decoder.embedding_scale)], "embedding.scaled")
-    x = graph.norm(residual, "blk.0.attn_norm.weight", "blk.0.attn_norm", decoder.norm_epsilon)
+    x = graph.norm(residual, "blk.0.attn_norm", decoder.norm_epsilon)
     for number, layer in enumerate(decoder.layers):
         block = f"blk.{number}"
         out = _attention(graph, decoder, layer, number, x, positions)
-        if f"{block}.post_attention_norm.weight" in decoder.tensors:
-            out = graph.norm(
-                out, f"{block}.post_attention_norm.weight", f"{block}.post_attention_norm", decoder.norm_epsilon
-            )
+        out = _norm_if_any(graph, decoder, out, f"{block}.post_attention_norm")
         x, residual = _add_and_norm(graph, decoder, residual, out, f"{block}.ffn_norm")
         out = _feed_forward(graph, decoder, block, x)
-        if f"{block}.post_ffw_norm.weight" in decoder.tensors:
-            out = graph.norm(out, f"{block}.post_ffw_norm.weight", f"{block}.post_ffw_norm", decoder.norm_epsilon)
+        out = _norm_if_any(graph, decoder, out, f"{block}.post_ffw_norm")
         following = f"blk.{number + 1}.attn_norm" if number + 1 < len(decoder.layers) else "output_norm"
         x, residual = _add_and_norm(graph, decoder, residual, out, following)
     return x
+
+
+def _norm_if_any(graph: Graph, decoder: Decoder, x: str, norm: str) -> str:
+    """`x`, normed where the model has such a norm."""
+    return graph.norm(x, norm, decoder.norm_epsilon) if f"{norm}.weight" in decoder.tensors else x
 
 
 def _add_and_norm(graph: Graph, decoder: Decoder, residual: str, delta: str, norm: str) -> tuple[str, str]:
@@ -272,7 +250,7 @@ def _head_norm(graph: Graph, decoder: Decoder, x: str, norm: str, n_head: int) -
     if f"{norm}.weight" not in decoder.tensors:
         return x
     heads = graph.node("Reshape", [x, graph.integers([0, 0, n_head, decoder.head_dim])], f"{norm}.heads")
-    normed = graph.norm(heads, f"{norm}.weight", norm, decoder.norm_epsilon)
+    normed = graph.norm(heads, norm, decoder.norm_epsilon)
     return graph.node("Reshape", [normed, graph.integers([0, 0, n_head * decoder.head_dim])], f"{norm}.flat")
 
 
@@ -297,41 +275,27 @@ def _positions(graph: Graph, decoder: Decoder) -> str:
 
     A right-padded prompt starts at 0; else each sequence continues behind what its mask counts.
     """
-    onnx = graph.onnx
-    sums = graph.node("ReduceSum", ["attention_mask", graph.integers([1])], "mask.sums", keepdims=0)
-    last = graph.node("Sub", [sums, graph.integers([1])], "mask.last")
-    graph.node("Cast", [last], "last_position", to=onnx.TensorProto.INT32)
+    int32, axis, one = graph.type_of("int32"), graph.integers([1]), graph.integers([1], scalar=True)
+    sums = graph.node("ReduceSum", ["attention_mask", axis], "mask.sums", keepdims=0)
+    last = graph.node("Sub", [sums, axis], "mask.last")
+    graph.node("Cast", [last], "last_position", to=int32)
     shape = graph.node("Shape", ["attention_mask"], "mask.shape")
-    total = graph.node("Gather", [shape, graph.integers([1], scalar=True)], "mask.total", axis=0)
-    graph.node("Cast", [total], "n_total", to=onnx.TensorProto.INT32)
+    total = graph.node("Gather", [shape, one], "mask.total", axis=0)
+    graph.node("Cast", [total], "n_total", to=int32)
     if not decoder.long_rope_from:
         return ""
-    length = graph.node(
-        "Gather",
-        [graph.node("Shape", ["input_ids"], "ids.shape"), graph.integers([1], scalar=True)],
-        "ids.length",
-        axis=0,
-    )
-    first = graph.node(
-        "Max",
-        [
-            graph.node("Sub", [graph.node("Add", [last, graph.integers([1])], "mask.counts"), length], "ids.before"),
-            graph.integers([0], scalar=True),
-        ],
-        "ids.first",
-    )
-    column = graph.node("Unsqueeze", [first, graph.integers([1])], "ids.first.column")
-    steps = graph.node(
-        "Range", [graph.integers([0], scalar=True), length, graph.integers([1], scalar=True)], "ids.steps"
-    )
+    zero, border = graph.integers([0], scalar=True), graph.integers([decoder.long_rope_from], scalar=True)
+    ids = graph.node("Shape", ["input_ids"], "ids.shape")
+    length = graph.node("Gather", [ids, one], "ids.length", axis=0)
+    counts = graph.node("Add", [last, axis], "mask.counts")
+    before = graph.node("Sub", [counts, length], "ids.before")
+    first = graph.node("Max", [before, zero], "ids.first")
+    column = graph.node("Unsqueeze", [first, axis], "ids.first.column")
+    steps = graph.node("Range", [zero, length, one], "ids.steps")
     places = graph.node("Add", [column, steps], "ids.positions")
     longest = graph.node("Max", [total, TOTAL_TOKENS], "ids.longest")
-    is_long = graph.node("Greater", [longest, graph.integers([decoder.long_rope_from], scalar=True)], "ids.is_long")
-    offset = graph.node(
-        "Where",
-        [is_long, graph.integers([decoder.long_rope_from], scalar=True), graph.integers([0], scalar=True)],
-        "ids.offset",
-    )
+    is_long = graph.node("Greater", [longest, border], "ids.is_long")
+    offset = graph.node("Where", [is_long, border, zero], "ids.offset")
     return graph.node("Add", [places, offset], "rotary.rows")
 
 

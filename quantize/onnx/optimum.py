@@ -17,7 +17,7 @@ from pathlib import Path
 
 from medlite.errors import CheckpointError, MissingExtraError
 from medlite.formats.json import read_json
-from quantize.onnx import optimum_worker as optimum_guest
+from quantize.onnx import optimum_worker
 
 # What the extra [optimum] pins too: releases that resolve together (optimum-onnx 0.1.0 wants optimum 2.1 and
 # transformers below 4.58, every transformers 4 wants huggingface-hub below 1.0).
@@ -53,23 +53,20 @@ def exported(source: Path, beside: Path, python: Path | None = None) -> Iterator
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside.resolve(), prefix=".optimum-") as name:
         folder = Path(name)
-        _run_guest(source.resolve(), folder, python)
+        _run_worker(source.resolve(), folder, python)
         yield Export(folder, read_json(folder / "versions.json", dict[str, str], CheckpointError))
 
 
 def has_optimum() -> bool:
     """Whether this interpreter has Optimum's ONNX exporter."""
-    return (
-        importlib.util.find_spec("optimum") is not None
-        and importlib.util.find_spec("optimum.exporters.onnx") is not None
-    )
+    return all(importlib.util.find_spec(name) for name in ("optimum", "optimum.exporters.onnx"))
 
 
-def _run_guest(source: Path, folder: Path, python: Path | None) -> None:
-    """Run the guest on standard input, so that no module of ours stands in its search path."""
+def _run_worker(source: Path, folder: Path, python: Path | None) -> None:
+    """Run the worker on standard input, so that no module of ours is in its search path."""
     environment = {key: value for key, value in os.environ.items() if python is None or not key.startswith("PYTHON")}
-    environment |= optimum_guest.OFFLINE
-    script = Path(optimum_guest.__file__).read_bytes()
+    environment |= optimum_worker.OFFLINE
+    script = Path(optimum_worker.__file__).read_bytes()
     try:
         # Not resolved: the path of a virtual environment's python is what makes it one.
         done = subprocess.run(
@@ -88,11 +85,8 @@ def _run_guest(source: Path, folder: Path, python: Path | None) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"
-        missing = "ModuleNotFoundError" in reason or "ImportError" in reason
-        raise CheckpointError(
-            f"{source}: Optimum did not export it: {reason}",
-            hint=INSTALL_HINT
-            if missing
-            else "the model type may be unknown to Optimum 2.1, or the "
-            "memory too small: it takes about five times the checkpoint's size",
-        )
+        hint = "the model type may be unknown to Optimum 2.1, or the memory too small: it takes about five times the "
+        hint += "checkpoint's size"
+        if "ModuleNotFoundError" in reason or "ImportError" in reason:
+            hint = INSTALL_HINT
+        raise CheckpointError(f"{source}: Optimum did not export it: {reason}", hint)

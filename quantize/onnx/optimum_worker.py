@@ -1,6 +1,6 @@
 """Export a checkpoint to a float32 ONNX graph with Optimum: run by the Python of an environment that has it.
 
-    python - SOURCE OUT < optimum_guest.py
+    python - SOURCE OUT < optimum_worker.py
 
 It imports nothing of medlite, so that environment needs Optimum alone. OUT gets model.onnx (its weights inside, or
 beside it where they exceed 2 GB), the tokenizer's files, and versions.json: package -> version.

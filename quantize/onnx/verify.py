@@ -15,13 +15,20 @@ from medlite.files import file_sha256
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
 from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_receipt
 from quantize.match import match_checkpoint
+from quantize.onnx.graph import import_onnx
 from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import find_onnx_recipe
 from quantize.onnx.storage import GRAPH_FILE
 from quantize.source.checkpoint import Checkpoint
-from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
-
-READ_BYTES = 1 << 22
+from quantize.stream.compare import (
+    READ_BYTES,
+    Comparison,
+    OnBytes,
+    Verification,
+    compare_tensors,
+    range_sha256,
+    wrong_tensors,
+)
 
 
 def verify_onnx(folder: Path, *, against: Checkpoint | None = None, on_bytes: OnBytes = lambda n: None) -> Verification:
@@ -55,12 +62,8 @@ def external_tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
 
     Raises ArtifactError where the graph cannot be read, or a tensor leaves the data file or names another.
     """
-    try:
-        import onnx
-
-        damage = importlib.import_module("google.protobuf.message").DecodeError
-    except ImportError as error:
-        raise MissingExtraError("onnx", "onnx") from error
+    onnx = import_onnx()
+    damage = importlib.import_module("google.protobuf.message").DecodeError
     path = folder / MODEL_NAME
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
@@ -117,9 +120,8 @@ def _against_receipt(folder: Path, receipt: OnnxReceipt, on_bytes: OnBytes) -> l
                 problems.append(f"{piece.name}: {error}")
                 continue
             if digest != piece.sha256:
-                problems.append(
-                    f"{folder / DATA_NAME}: {piece.name} has changed since it was written (SHA-256 differs)"
-                )
+                where = f"{folder / DATA_NAME}: {piece.name}"
+                problems.append(f"{where} has changed since it was written (SHA-256 differs)")
     for name in sorted(rows.keys() & found):
         if name == DATA_NAME and problems:
             continue  # its changed tensors are named above

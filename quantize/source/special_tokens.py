@@ -18,6 +18,7 @@ from quantize.source.checkpoint import SourceFiles
 ID_KEYS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "sep": "seperator_token_id",
            "pad": "padding_token_id", "cls": "cls_token_id", "mask": "mask_token_id", "eot": "eot_token_id"}
 # fmt: on
+SPECIAL = "SpecialToken"
 STATED_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
@@ -95,8 +96,8 @@ def _flags_of_post_processor(path: Path, tokenizer: Mapping[str, Any], texts: di
 def _flags_of_template(step: Mapping[str, Any], texts: dict[str, str]) -> dict[str, bool]:
     flags: dict[str, bool] = {}
     single, pair = step.get("single") or [], step.get("pair") or []
-    first = _special(single[0]) if len(single) > 1 else None
-    last = _special(single[-1]) if len(single) > 1 else None
+    first = _id(single[0], SPECIAL) if len(single) > 1 else None
+    last = _id(single[-1], SPECIAL) if len(single) > 1 else None
     if first:
         if first not in (texts.get("bos"), texts.get("cls")):
             texts["bos"], texts["cls"] = texts.get("bos") or first, texts.get("cls") or first
@@ -105,12 +106,12 @@ def _flags_of_template(step: Mapping[str, Any], texts: dict[str, str]) -> dict[s
         if last != texts.get("eos"):
             texts["eot"], texts["eos"] = texts.get("eos", ""), last
         flags["eos"] = True
-    if first and pair and _special(pair[0]) == first:
+    if first and pair and _id(pair[0], SPECIAL) == first:
         pair = pair[1:]
-    if last and pair and _special(pair[-1]) == last:
+    if last and pair and _id(pair[-1], SPECIAL) == last:
         pair = pair[:-1]
-    between = [_special(entry) for entry in pair[1:-1]]
-    if between and _sequence(pair[0]) == "A" and _sequence(pair[-1]) == "B":
+    between = [_id(entry, SPECIAL) for entry in pair[1:-1]]
+    if between and _id(pair[0], "Sequence") == "A" and _id(pair[-1], "Sequence") == "B":
         ends = (texts.get("sep"), texts.get("eos"))
         flags["sep"] = (between[0] in ends and not last) or (len(between) == 2 and between[1] in ends)
         if flags["sep"] and not texts.get("sep"):
@@ -118,11 +119,7 @@ def _flags_of_template(step: Mapping[str, Any], texts: dict[str, str]) -> dict[s
     return flags
 
 
-def _special(entry: Any) -> str | None:
-    found = entry.get("SpecialToken") if isinstance(entry, dict) else None
-    return found.get("id") if isinstance(found, dict) else None
-
-
-def _sequence(entry: Any) -> str | None:
-    found = entry.get("Sequence") if isinstance(entry, dict) else None
+def _id(entry: Any, kind: str) -> str | None:
+    """The id of a template's entry of `kind`, SpecialToken or Sequence; None for one of another kind."""
+    found = entry.get(kind) if isinstance(entry, dict) else None
     return found.get("id") if isinstance(found, dict) else None

@@ -137,12 +137,7 @@ def _merges(path: Path, model: Mapping[str, Any]) -> list[str]:
         raise TokenizerError(f"{path}: model.merges is missing")
     if all(isinstance(row, str) for row in stated):
         return stated
-    merges = []
-    for row in stated:
-        if not (isinstance(row, list) and len(row) == 2 and all(isinstance(part, str) for part in row)):
-            raise TokenizerError(f"{path}: merge {row!r} is not two texts")
-        merges.append(" ".join(part.replace(" ", chr(ord(" ") + 256)) for part in row))
-    return merges
+    return [" ".join(part.replace(" ", chr(ord(" ") + 256)) for part in pair) for pair in _pairs(path, model)]
 
 
 def looks_special(text: str) -> bool:
@@ -274,7 +269,7 @@ def _from_json(path: Path, tokenizer: Mapping[str, Any], n_vocab: int) -> tuple[
 
 
 def _pairs(path: Path, model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The merges as pairs; the parts of a SentencePiece hold no space, so a text splits at its only one."""
+    """The merges as pairs; a text splits at its only space, since a part with one is only in a pair."""
     for row in model.get("merges") or []:
         parts = row.split(" ") if isinstance(row, str) else row
         if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):

@@ -10,7 +10,6 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,17 @@ from medlite.formats.safetensors import DTYPE_BYTES, SourceTensor
 
 PROBE_BYTES = 4096
 LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and extra field (APPNOTE.TXT, 4.3.7)
+# fmt: off
+DTYPES = {
+    "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64",
+    "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+# What torch.load raises for a file that it cannot read.
+REFUSALS = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, EOFError, OSError)
+# fmt: on
 
-
-@dataclass(frozen=True)
-class Record:
-    """The bytes of one storage in the file."""
-
-    offset: int
-    n_bytes: int
+Records = dict[int, int]  # where each storage begins in the file -> its bytes
 
 
 def read_torch_header(path: Path) -> list[SourceTensor]:
@@ -40,16 +42,7 @@ def read_torch_header(path: Path) -> list[SourceTensor]:
     records = _records(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        EOFError,
-        OSError,
-    ) as error:
+    except REFUSALS as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path}: torch does not load it with weights_only=True: {first_line}",
@@ -66,12 +59,12 @@ def read_torch_header(path: Path) -> list[SourceTensor]:
     return [_source_tensor(path, name, tensor, base, records) for name, tensor in state.items()]
 
 
-def _records(path: Path) -> dict[int, Record]:
+def _records(path: Path) -> Records:
     """The archive's uncompressed entries by their place in the file."""
     try:
         n_file_bytes = path.stat().st_size
         with zipfile.ZipFile(path) as archive, path.open("rb") as handle:
-            records: dict[int, Record] = {}
+            records: Records = {}
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(f"{path}: {entry.filename} is compressed, torch stores plain bytes")
@@ -85,7 +78,7 @@ def _records(path: Path) -> dict[int, Record]:
                 )
                 if offset + entry.file_size > n_file_bytes:
                     raise CheckpointError(f"{path}: {entry.filename} ends past the file's {n_file_bytes} bytes")
-                records[offset] = Record(offset, entry.file_size)
+                records[offset] = entry.file_size
             return records
     except zipfile.BadZipFile as error:
         raise CheckpointError(
@@ -96,46 +89,34 @@ def _records(path: Path) -> dict[int, Record]:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
 
-def _mapped_at(path: Path, storages: list[Any], records: Mapping[int, Record]) -> int:
+def _mapped_at(path: Path, storages: list[Any], records: Records) -> int:
     """The address at which torch mapped the file: the one under which every storage is a record with its bytes."""
     first = min(storages, key=lambda storage: int(storage.data_ptr()))
     with path.open("rb") as handle:
-        for record in records.values():
-            base = int(first.data_ptr()) - record.offset
+        for offset in records:
+            base = int(first.data_ptr()) - offset
             if base % mmap.PAGESIZE == 0 and all(_is_at(handle.fileno(), s, base, records) for s in storages):
                 return base
     raise CheckpointError(f"{path}: its tensors were not found in the file", hint="convert it to safetensors")
 
 
-def _is_at(descriptor: int, storage: Any, base: int, records: Mapping[int, Record]) -> bool:
+def _is_at(descriptor: int, storage: Any, base: int, records: Records) -> bool:
     offset, n_bytes = int(storage.data_ptr()) - base, int(storage.nbytes())
-    if offset not in records or records[offset].n_bytes < n_bytes:
+    if offset not in records or records[offset] < n_bytes:
         return False
     n = min(n_bytes, PROBE_BYTES)
     return os.pread(descriptor, n, offset) == bytes(storage[:n])
 
 
-def _source_tensor(path: Path, name: str, tensor: Any, base: int, records: Mapping[int, Record]) -> SourceTensor:
-    dtypes = {
-        "torch.float32": "F32",
-        "torch.float16": "F16",
-        "torch.bfloat16": "BF16",
-        "torch.float64": "F64",
-        "torch.int64": "I64",
-        "torch.int32": "I32",
-        "torch.int16": "I16",
-        "torch.int8": "I8",
-        "torch.uint8": "U8",
-        "torch.bool": "BOOL",
-    }
-    dtype = dtypes.get(str(tensor.dtype))
+def _source_tensor(path: Path, name: str, tensor: Any, base: int, records: Records) -> SourceTensor:
+    dtype = DTYPES.get(str(tensor.dtype))
     if dtype is None:
-        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, one of {', '.join(dtypes)} was needed")
+        raise CheckpointError(f"{path}: {name} is {tensor.dtype}, one of {', '.join(DTYPES)} was needed")
     if not tensor.is_contiguous():
         raise CheckpointError(f"{path}: {name} is no contiguous tensor", hint="save it again with .contiguous()")
-    record = records[int(tensor.untyped_storage().data_ptr()) - base]
-    offset = record.offset + int(tensor.storage_offset()) * DTYPE_BYTES[dtype]
+    start = int(tensor.untyped_storage().data_ptr()) - base
+    offset = start + int(tensor.storage_offset()) * DTYPE_BYTES[dtype]
     n_bytes = int(tensor.numel()) * DTYPE_BYTES[dtype]
-    if offset + n_bytes > record.offset + record.n_bytes:
+    if offset + n_bytes > start + records[start]:
         raise CheckpointError(f"{path}: {name} ends past its storage")
     return SourceTensor(name, dtype, tuple(tensor.shape), path, offset, n_bytes)

@@ -1,6 +1,7 @@
 """What a check of an artifact finds, and the comparison of its tensors with the checkpoint it was made from."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -66,27 +67,25 @@ def compare_tensors(
     checkpoint: Checkpoint, tensors: Sequence[PlannedTensor], paths: Sequence[Path]
 ) -> Iterator[Comparison]:
     """Each tensor encoded again from the source, slab by slab, against its parts in `paths`."""
-    sums: dict[int, list[float]] = {}
-    identical: dict[int, bool] = {}
     with ExitStack() as stack:
         reader = stack.enter_context(RowReader())
         reader.open(checkpoint.tensors)
         files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
         encoder = SlabEncoder(reader)
-        for slab in slabs_of(tensors):
-            tensor, stored = tensors[slab.tensor], []
-            for place in places_of(slab, tensor):
-                files[place.file].seek(place.position)
-                stored.append(np.frombuffer(files[place.file].read(place.n_bytes), np.uint8))
-            wanted = encoder.encode(slab, [tensor])[0]
-            same = all(a.tobytes() == b.tobytes() for a, b in zip(stored, wanted.parts, strict=True))
-            errors = wanted.errors if same else encoder.measure_slab(slab, tensor, stored)
-            total = sums.setdefault(slab.tensor, [0.0, 0.0])
-            total[0] += errors.squared_weight
-            total[1] += errors.squared_error
-            identical[slab.tensor] = identical.get(slab.tensor, True) and same
-    for i, total in sums.items():
-        yield Comparison(tensors[i].name, tensors[i].encoding.name, identical[i], sqnr_db(*total))
+        for i, slabs in itertools.groupby(slabs_of(tensors), key=lambda slab: slab.tensor):
+            tensor, identical, squared_weight, squared_error = tensors[i], True, 0.0, 0.0
+            for slab in slabs:
+                stored = []
+                for place in places_of(slab, tensor):
+                    files[place.file].seek(place.position)
+                    stored.append(np.frombuffer(files[place.file].read(place.n_bytes), np.uint8))
+                wanted = encoder.encode(slab, [tensor])[0]
+                same = all(a.tobytes() == b.tobytes() for a, b in zip(stored, wanted.parts, strict=True))
+                errors = wanted.errors if same else encoder.measure_slab(slab, tensor, stored)
+                identical = identical and same
+                squared_weight += errors.squared_weight
+                squared_error += errors.squared_error
+            yield Comparison(tensor.name, tensor.encoding.name, identical, sqnr_db(squared_weight, squared_error))
 
 
 def wrong_tensors(path: Path, comparisons: Sequence[Comparison]) -> list[str]:

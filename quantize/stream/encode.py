@@ -57,15 +57,14 @@ def encode(ggml_type: GgmlType, rows: Rows, importance: NDArray[np.float32] | No
     """
     n_rows, row_length = rows.shape
     compiled = kernels.load()
+    out = np.empty(n_rows * ggml_type.row_bytes(row_length), np.uint8)
     if compiled is not None and compiled.supports(ggml_type.id, importance is not None):
-        out = np.empty(n_rows * ggml_type.row_bytes(row_length), np.uint8)
         compiled.encode(ggml_type.id, GGML_TYPES[rows.dtype].id, rows.values, out, rows.shape, importance)
         return out
     wide = to_float32(rows)
     check_finite(wide)
     if ggml_type.name == "F32":
         return np.ascontiguousarray(wide).view(np.uint8).reshape(-1)
-    out = np.empty(n_rows * ggml_type.row_bytes(row_length), np.uint8)
     ggml.quantize_rows(ggml_type, np.ascontiguousarray(wide), out, importance)
     return out
 
@@ -99,15 +98,8 @@ def measure_errors(ggml_type: GgmlType, rows: Rows, encoded: Bytes) -> RowErrors
     compiled = kernels.load()
     exact = ggml_type.name in (rows.dtype, "F32")
     if compiled is not None and not exact and ggml_type.block_weights >= 32:
-        errors, weights = compiled.measure(
-            ggml_type.id,
-            GGML_TYPES[rows.dtype].id,
-            rows.values,
-            encoded,
-            rows.shape,
-            ggml.decoder_address(ggml_type.id),
-        ).T
-        return _summed(errors, weights)
+        source, decode = GGML_TYPES[rows.dtype].id, ggml.decoder_address(ggml_type.id)
+        return _summed(*compiled.measure(ggml_type.id, source, rows.values, encoded, rows.shape, decode).T)
     wide = to_float32(rows)
     if exact:
         return RowErrors(0.0, float(np.einsum("ij,ij->", wide, wide, dtype=np.float64)), 0, 0.0)

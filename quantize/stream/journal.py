@@ -8,7 +8,7 @@ done again. The first line holds a fingerprint of everything that decides the by
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +23,6 @@ from quantize.stream.plan import Plan
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 SUFFIX = ".journal"
-
-
 T = TypeVar("T")
 
 
@@ -71,8 +69,7 @@ class Journal:
     def add(self, number: int, crc: int, errors: RowErrors) -> None:
         """Note that slab `number` is in the .part file. One write call, so a line is whole or missing."""
         self.done[number] = (crc, errors)
-        row = [number, crc, errors.squared_error, errors.squared_weight, errors.worst_row, errors.worst_ratio]
-        os.write(self._descriptor, (json.dumps(row) + "\n").encode())
+        os.write(self._descriptor, (json.dumps([number, crc, *astuple(errors)]) + "\n").encode())
 
     def close(self) -> None:
         os.close(self._descriptor)
