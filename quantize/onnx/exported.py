@@ -7,6 +7,7 @@ from typing import Any
 
 from medlite.errors import CheckpointError
 from medlite.formats.chat_template import stated_tokens
+from medlite.formats.hub_cache import repository_or_folder
 from medlite.formats.json import read_json
 from medlite.formats.safetensors import SourceTensor
 from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
@@ -16,7 +17,6 @@ from quantize.onnx.recipes import OnnxRecipe
 from quantize.onnx.rewrite import ExportedGraph, rewrite
 from quantize.source.checkpoint import Checkpoint, SourceFiles
 from quantize.stream.plan import Plan
-from quantize.stream.receipt import source_facts
 
 # config.json's words for the longest sequence. Source: the families' configuration files in transformers.
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -45,8 +45,8 @@ def plan_export(checkpoint: Checkpoint, export: Export, recipe: OnnxRecipe, bloc
     graph = ExportedGraph(export, n_vocab)
     plan = rewrite(graph, checkpoint, recipe, block)
     files = tokenizer_files(checkpoint, export.folder)
-    name = source_facts(checkpoint, {})["name"]
-    return replace(plan, companions={**files, **facts_file(plan, name, _facts(plan, files, graph, n_vocab))})
+    facts = facts_file(plan, repository_or_folder(checkpoint.folder), _facts(plan, files, graph, n_vocab))
+    return replace(plan, companions={**files, **facts})
 
 
 def _size(checkpoint: Checkpoint, keys: tuple[str, ...]) -> int:
@@ -63,12 +63,8 @@ def _cache_shape(graph: ExportedGraph) -> tuple[int, int, int]:
         for one in graph.model.graph.input
         if one.name.startswith(PAST)
     ]
-    if (
-        not shapes
-        or len(shapes) % 2
-        or any(len(shape) != 4 or shape[1:] != shapes[0][1:] for shape in shapes)
-        or not (shapes[0][1] and shapes[0][3])
-    ):
+    alike = all(len(shape) == 4 and shape[1:] == shapes[0][1:] for shape in shapes)
+    if not shapes or len(shapes) % 2 or not alike or not (shapes[0][1] and shapes[0][3]):
         raise CheckpointError(
             f"the exported graph's key-value cache is {shapes[:1]}, (batch, heads, tokens, width) was needed",
             hint="--format gguf may know the architecture",

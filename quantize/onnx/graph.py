@@ -40,8 +40,8 @@ def build_graph(decoder: Decoder, tensors: Iterable[PlannedTensor], float_name: 
     inputs, outputs = _inputs(graph, decoder), _outputs(graph, decoder)
     made = onnx.helper.make_graph(graph.nodes, "decoder", inputs, outputs, graph.initializers)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
-    model = onnx.helper.make_model(made, producer_name="medlite", ir_version=IR_VERSION, opset_imports=opsets)
-    model.producer_version = __version__
+    model = onnx.helper.make_model(made, ir_version=IR_VERSION, opset_imports=opsets)
+    model.producer_name, model.producer_version = "medlite", __version__
     return bytes(model.SerializeToString(deterministic=True))
 
 

@@ -151,11 +151,8 @@ def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe,
 
     for matrix in exported.matrices:
         if not matrix.shared:
-            add(
-                matrix.name,
-                matrix.rows,
-                *choose_storage(recipe, block, matrix.name, matrix.rows.shape, matrix.category),
-            )
+            storage, reason = choose_storage(recipe, block, matrix.name, matrix.rows.shape, matrix.category)
+            add(matrix.name, matrix.rows, storage, reason)
     replaced = {matrix.node: matrix for matrix in exported.matrices}
     for name, values in exported.floats.items():
         if _still_used(exported.model, name, replaced):
@@ -178,17 +175,13 @@ def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe,
 
 def _still_used(model: Any, name: str, replaced: Mapping[str, Matrix]) -> bool:
     """Whether an operator that stays reads the initializer, or one that is replaced reads it beside its matrix."""
-    return any(
-        name
-        in (
-            node.input[2:]
-            if node.name in replaced and node.op_type == "Gemm"
-            else ()
-            if node.name in replaced
-            else node.input
-        )
-        for node in model.graph.node
-    )
+    for node in model.graph.node:
+        read = list(node.input)
+        if node.name in replaced:
+            read = read[2:] if node.op_type == "Gemm" else []
+        if name in read:
+            return True
+    return False
 
 
 def _graph(exported: ExportedGraph, tensors: list[PlannedTensor], replaced: Mapping[str, Matrix]) -> bytes:
@@ -213,15 +206,9 @@ def _graph(exported: ExportedGraph, tensors: list[PlannedTensor], replaced: Mapp
     logits.type.tensor_type.shape.dim[1].dim_param = "wanted"
     opsets = [*model.opset_import, onnx.helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
     made = onnx.helper.make_graph(graph.nodes, "exported", inputs, outputs, graph.initializers)
-    return bytes(
-        onnx.helper.make_model(
-            made,
-            producer_name=model.producer_name,
-            producer_version=model.producer_version,
-            ir_version=model.ir_version,
-            opset_imports=opsets,
-        ).SerializeToString(deterministic=True)
-    )
+    rewritten = onnx.helper.make_model(made, ir_version=model.ir_version, opset_imports=opsets)
+    rewritten.producer_name, rewritten.producer_version = model.producer_name, model.producer_version
+    return bytes(rewritten.SerializeToString(deterministic=True))
 
 
 def _replace(graph: Graph, node: Any, matrix: Matrix) -> None:

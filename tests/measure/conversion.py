@@ -37,53 +37,21 @@ with open(target, 'wb', buffering=0) as f:
 def contestants(arguments: argparse.Namespace, folder: Path) -> dict[str, list[list[str]]]:
     """Name -> the commands that make it up, run one after the other."""
     source, recipe, threads = str(arguments.source), arguments.recipe, str(arguments.threads)
-    ours = [
-        sys.executable,
-        "-m",
-        "medlite",
-        "quantize",
-        source,
-        "--recipe",
-        recipe,
-        "--threads",
-        threads,
-        "--force",
-        "--out",
-        str(folder / "ours.gguf"),
-        "--json",
-    ]
+    ours = [sys.executable, "-m", "medlite", "quantize", source, "--recipe", recipe, "--threads", threads]
+    ours += ["--force", "--out", str(folder / "ours.gguf"), "--json"]
     plan = json.loads(subprocess.run([*ours, "--dry-run"], capture_output=True, text=True, check=True).stdout)
     shards = sorted(Path(source).glob("*.safetensors"))
+    copy, n_bytes = str(folder / "copy"), str(plan["plans"][0]["n_bytes"] // len(shards))
     rows = {
         "medlite": [ours],
         "medlite --no-measure": [[*ours, "--no-measure"]],
-        "bare copy": [
-            [
-                sys.executable,
-                "-c",
-                COPY,
-                str(shard),
-                str(folder / "copy"),
-                str(plan["plans"][0]["n_bytes"] // len(shards)),
-            ]
-            for shard in shards
-        ],
+        "bare copy": [[sys.executable, "-c", COPY, str(shard), copy, n_bytes] for shard in shards],
     }
     if arguments.llama_cpp:
-        wide = str(folder / "bf16.gguf")
-        convert = [
-            arguments.python,
-            str(arguments.llama_cpp / "convert_hf_to_gguf.py"),
-            source,
-            "--outtype",
-            "bf16",
-            "--outfile",
-            wide,
-        ]
-        rows["converter + llama-quantize"] = [
-            convert,
-            [str(arguments.quantize), wide, str(folder / "theirs.gguf"), recipe, threads],
-        ]
+        wide, converter = str(folder / "bf16.gguf"), str(arguments.llama_cpp / "convert_hf_to_gguf.py")
+        convert = [arguments.python, converter, source, "--outtype", "bf16", "--outfile", wide]
+        quantize = [str(arguments.quantize), wide, str(folder / "theirs.gguf"), recipe, threads]
+        rows["converter + llama-quantize"] = [convert, quantize]
     return rows
 
 

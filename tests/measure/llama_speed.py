@@ -54,48 +54,27 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="measurements of each within a round")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--prompt-tokens", type=int, default=N_PROMPT)
-    parser.add_argument(
-        "--tokens",
-        type=int,
-        default=N_DECODE,
-        help="to write in one measurement; fewer find a quiet moment more easily",
-    )
+    few = "to write in one measurement; fewer find a quiet moment more easily"
+    parser.add_argument("--tokens", type=int, default=N_DECODE, help=few)
     options = parser.parse_args()
     if not (options.llama_bench or options.draft or options.trial or options.guesses):
         parser.error("--llama-bench PROGRAM, --draft FILE|lookup, --guesses SHARES or --trial")
     if options.trial:
         trials(options.file, options.rounds)
         return
-    with closing(
-        open_engine(options.file, OpenSettings(device="cpu", n_threads=options.threads), engine="llamacpp")
-    ) as engine:
+    settings = OpenSettings(device="cpu", n_threads=options.threads)
+    with closing(open_engine(options.file, settings, engine="llamacpp")) as engine:
         print(f"{options.file.name}, {options.threads} threads, {cpu_name()}, {time.strftime('%Y-%m-%d')}")
         if options.llama_bench:
-            against_llama_bench(
-                engine,
-                LlamaBench(
-                    options.llama_bench,
-                    options.file,
-                    options.threads,
-                    options.repeat,
-                    options.prompt_tokens,
-                    options.tokens,
-                ),
-                options.rounds,
-            )
+            sizes = options.threads, options.repeat, options.prompt_tokens, options.tokens
+            against_llama_bench(engine, LlamaBench(options.llama_bench, options.file, *sizes), options.rounds)
         if options.guesses:
-            by_quality_of_guesses(
-                engine, [float(share) for share in options.guesses.split(",")], options.rounds, options.tokens
-            )
+            shares = [float(share) for share in options.guesses.split(",")]
+            by_quality_of_guesses(engine, shares, options.rounds, options.tokens)
         if options.draft:
-            texts = options.prompts.read_text("utf-8").splitlines() if options.prompts else REPEATING
-            with_and_without_draft(
-                engine,
-                options.draft,
-                [t.replace("\\n", "\n") for t in texts if t.strip()],
-                options.rounds,
-                options.tokens,
-            )
+            stated = options.prompts.read_text("utf-8").splitlines() if options.prompts else REPEATING
+            texts = [text.replace("\\n", "\n") for text in stated if text.strip()]
+            with_and_without_draft(engine, options.draft, texts, options.rounds, options.tokens)
 
 
 # --- against llama-bench ---------------------------------------------------------------------------------------------
@@ -114,21 +93,8 @@ class LlamaBench:
 
     def run(self) -> tuple[list[float], list[float]]:
         """Tokens per second of each repetition, reading and writing. Raises EngineError if it fails."""
-        command = [
-            str(self.program),
-            "-m",
-            str(self.path),
-            "-p",
-            str(self.n_prompt),
-            "-n",
-            str(self.n_decode),
-            "-r",
-            str(self.n_repeat),
-            "-t",
-            str(self.n_threads),
-            "-o",
-            "json",
-        ]
+        command = [str(self.program), "-m", str(self.path), "-p", str(self.n_prompt), "-n", str(self.n_decode)]
+        command += ["-r", str(self.n_repeat), "-t", str(self.n_threads), "-o", "json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=BENCH_SECONDS, check=False)
         if done.returncode:
             raise EngineError(f"{self.program}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
@@ -147,13 +113,9 @@ def against_llama_bench(engine: Engine, bench: LlamaBench, n_rounds: int) -> Non
             if turn == "theirs":
                 theirs.append(bench.run.run())
             else:
-                seeds = [number * bench.n_repeat + i for i in range(bench.n_repeat)]
-                ours.append(
-                    (
-                        [prefill_speed(engine, bench.n_prompt, seed) for seed in seeds],
-                        [decode_speed(engine, bench.n_decode, seed) for seed in seeds],
-                    )
-                )
+                seeds = range(number * bench.n_repeat, (number + 1) * bench.n_repeat)
+                prefill = [prefill_speed(engine, bench.n_prompt, seed) for seed in seeds]
+                ours.append((prefill, [decode_speed(engine, bench.n_decode, seed) for seed in seeds]))
     for i, name in enumerate((f"prefill {bench.n_prompt}", f"decode {bench.n_decode}")):
         ratios = [statistics.median(a[i]) / statistics.median(b[i]) for a, b in zip(ours, theirs, strict=True)]
         best, their_best = max(max(a[i]) for a in ours), max(max(b[i]) for b in theirs)

@@ -22,25 +22,9 @@ from tests.measure.sampler import Run, run
 def convert(arguments: argparse.Namespace, home: Path) -> tuple[Run, int]:
     """Convert once into `home`: what it cost, and the bytes of the folder, which is removed."""
     out = home / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "medlite",
-        "quantize",
-        str(arguments.source),
-        "--format",
-        "onnx",
-        "--recipe",
-        arguments.recipe,
-        "--block",
-        str(arguments.block),
-        "--threads",
-        str(arguments.threads),
-        "--out",
-        str(out),
-        "--json",
-        *(["--no-measure"] if arguments.no_measure else []),
-    ]
+    command = [sys.executable, "-m", "medlite", "quantize", str(arguments.source), "--format", "onnx"]
+    command += ["--recipe", arguments.recipe, "--block", str(arguments.block), "--threads", str(arguments.threads)]
+    command += ["--out", str(out), "--json", *(["--no-measure"] if arguments.no_measure else [])]
     done = run(command)
     n_bytes = sum(path.stat().st_size for path in out.iterdir())
     shutil.rmtree(out)

@@ -127,25 +127,9 @@ def lifts() -> Iterator[OnnxRecipe]:
 
 def make_stock(python: str, source: Path, target: Path, options: tuple[str, ...], block: int) -> Path:
     """A folder of onnxruntime-genai's builder. Its accuracy level 4 is that of our graphs."""
-    command = [
-        python,
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-i",
-        str(source.resolve()),
-        "-o",
-        str(target),
-        "-p",
-        "int4",
-        "-e",
-        "cpu",
-        "-c",
-        str(target) + ".cache",
-        "--extra_options",
-        "accuracy_level=4",
-        f"block_size={block}",
-        *options,
-    ]
+    command = [python, "-m", "onnxruntime_genai.models.builder", "-i", str(source.resolve()), "-o", str(target)]
+    command += ["-p", "int4", "-e", "cpu", "-c", f"{target}.cache"]
+    command += ["--extra_options", "accuracy_level=4", f"block_size={block}", *options]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=target.parent, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

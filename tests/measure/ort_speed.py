@@ -88,9 +88,8 @@ class Contestant:
 
 def serve(folder: Path, n_threads: int, n_prompt: int, n_new: int) -> None:
     """Our side: a prompt a line in, seconds of each step out."""
-    with closing(
-        open_engine(folder, OpenSettings(device="cpu", n_threads=n_threads, n_context=n_prompt + n_new + 2))
-    ) as engine:
+    settings = OpenSettings(device="cpu", n_threads=n_threads, n_context=n_prompt + n_new + 2)
+    with closing(open_engine(folder, settings)) as engine:
         for line in sys.stdin:
             ids = json.loads(line)
             next(engine.logits([LogitsRequest((ids[0],), (0,))]))  # forgets the last prompt
@@ -126,9 +125,8 @@ def main() -> None:
         command += [f"--{name}", str(getattr(options, name))]
     runtimes = {"medlite": Contestant(command)}
     if options.genai_python:
-        runtimes["onnxruntime-genai"] = Contestant(
-            [options.genai_python, "-c", GENAI, str(options.folder), str(options.threads), str(options.tokens)]
-        )
+        sizes = [str(options.threads), str(options.tokens)]
+        runtimes["onnxruntime-genai"] = Contestant([options.genai_python, "-c", GENAI, str(options.folder), *sizes])
     rng = np.random.default_rng(0)
     rounds: dict[str, list[Round]] = {name: [] for name in runtimes}
     for number in range(options.rounds + 1):  # the first round warms up

@@ -79,12 +79,8 @@ def tokens_left(engine: Engine, items: Items) -> tuple[int, int]:
 
 def prefill_seconds(program: Path, path: Path, n_threads: int) -> float:
     """Seconds a token that llama-bench takes to read."""
-    done = subprocess.run(
-        [str(program), "-m", str(path), "-p", str(N_PREFILL), "-n", "0", "-t", str(n_threads), "-r", "1", "-o", "json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [str(program), "-m", str(path), "-p", str(N_PREFILL), "-n", "0", "-t", str(n_threads)]
+    done = subprocess.run([*command, "-r", "1", "-o", "json"], capture_output=True, text=True, check=True)
     return 1 / float(json.loads(done.stdout)[0]["avg_ts"])
 
 
@@ -113,9 +109,8 @@ def measure_gguf(options: argparse.Namespace) -> None:
     """Print scoring's seconds, the runtime's, their ratio; and the harness's seconds a question."""
     items = read_items(options.data, options.shots, options.n_shots, options.limit, options.seed)
     n_context = min(CONTEXT_TOKENS, look_at(options.file).n_context_trained or CONTEXT_TOKENS)
-    with closing(
-        open_engine(options.file, OpenSettings(device="cpu", n_threads=options.threads, n_context=n_context))
-    ) as engine:
+    settings = OpenSettings(device="cpu", n_threads=options.threads, n_context=n_context)
+    with closing(open_engine(options.file, settings)) as engine:
         n_all, n_left = tokens_left(engine, items)
         seconds, per_token = timed_with_pauses(
             score(engine, items, RunSettings()),
@@ -130,13 +125,8 @@ def measure_gguf(options: argparse.Namespace) -> None:
     print(f"scoring takes {seconds:.1f} s: ratio {seconds / expected:.3f}, target at most {TARGET_RATIO:.3f}")
     if options.harness_url:
         pairs = [[prompt.context, one] for _, prompt in items[: options.harness_items] for one in prompt.continuations]
-        done = subprocess.run(
-            [options.harness_python, "-c", HARNESS_GGUF, options.harness_url],
-            input=json.dumps(pairs),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        command = [options.harness_python, "-c", HARNESS_GGUF, options.harness_url]
+        done = subprocess.run(command, input=json.dumps(pairs), capture_output=True, text=True, check=True)
         theirs = json.loads(done.stdout.splitlines()[-1])["seconds"] / min(options.harness_items, len(items))
         print(
             f"lm_eval gguf: {theirs:.2f} s a question over {options.harness_items}; here {seconds / len(items):.3f}: "
