@@ -13,15 +13,15 @@ import numpy as np
 
 from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import file_sha256
-from medlite.formats.gguf import Header, TensorInfo, read_header
+from medlite.formats.gguf import Header, read_header
 from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
 from quantize.gguf.plan import Importance
-from quantize.match import ModelTensor, match_checkpoint
+from quantize.match import match_checkpoint
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream import ggml
 from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
 from quantize.stream.encode import GgmlEncoding
-from quantize.stream.plan import Part, PlannedTensor, planned_tensor
+from quantize.stream.plan import Part, planned_tensor
 from quantize.stream.slabs import SLAB_WEIGHTS
 
 
@@ -119,22 +119,18 @@ def _against_source(
     except CheckpointError as error:
         return (), [str(error)]
     located = {info.name: (info, i, header.data_start) for i, header in enumerate(headers) for info in header.tensors}
-    missing = [tensor.name for tensor in model.tensors if tensor.name not in located]
-    problems = [f"{paths[0]}: tensor {name} is missing, the source has it" for name in missing]
-    extra = located.keys() - {tensor.name for tensor in model.tensors}
-    problems += [f"{paths[0]}: tensor {name} is not in the source" for name in sorted(extra)]
-    tensors = [
-        as_stored(tensor, *located[tensor.name], importance)
-        for tensor in model.tensors
-        if tensor.name in located and located[tensor.name][0].shape == tensor.shape
-    ]
+    problems, tensors = [], []
+    for tensor in model.tensors:
+        if tensor.name not in located:
+            problems.append(f"{paths[0]}: tensor {tensor.name} is missing, the source has it")
+            continue
+        info, file, data_start = located.pop(tensor.name)
+        if info.shape == tensor.shape:
+            encoding = GgmlEncoding(info.type, (importance or {}).get(tensor.name))
+            part = Part.of_tensor(info, file, data_start)
+            tensors.append(planned_tensor(tensor, encoding, (part,), "as the file has it"))
+        else:
+            problems.append(f"{paths[file]}: {tensor.name} has shape {info.shape}, in the source {tensor.shape}")
+    problems += [f"{paths[0]}: tensor {name} is not in the source" for name in sorted(located)]
     comparisons = tuple(compare_tensors(checkpoint, tensors, paths))
     return comparisons, problems + wrong_tensors(paths[0], comparisons)
-
-
-def as_stored(
-    tensor: ModelTensor, info: TensorInfo, file: int, data_start: int, importance: Importance | None
-) -> PlannedTensor:
-    """`tensor` with the type and at the place that it has in a file, whoever made that."""
-    encoding = GgmlEncoding(info.type, (importance or {}).get(tensor.name))
-    return planned_tensor(tensor, encoding, (Part.of_tensor(info, file, data_start),), "as the file has it")

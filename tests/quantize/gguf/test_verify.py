@@ -114,6 +114,15 @@ def test_another_models_weights_are_told_apart(made: tuple[Path, Path]) -> None:
     assert "is not the source's tensor" in found.problems[0]
 
 
+def test_a_tensor_of_another_shape_than_the_sources_is_a_finding(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """It cannot be compared, and must not be passed over for that."""
+    _, path = made
+    wide = make_llama(tmp_path / "wide", num_hidden_layers=2, intermediate_size=768)
+    found = verify(path, against=open_checkpoint(wide))
+    assert any("blk.0.ffn_up.weight has shape" in problem for problem in found.problems)
+    assert "blk.0.ffn_up.weight" not in {one.name for one in found.comparisons}
+
+
 def test_a_receipt_of_several_files_covers_them_all(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", num_hidden_layers=4)
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], max_shard_bytes=600_000)
