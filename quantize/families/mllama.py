@@ -5,20 +5,13 @@ from typing import Any
 
 from medlite.errors import CheckpointError
 from quantize.families.config import Config, derived_head_dim, positive, required
-from quantize.families.family import ROTARY_CACHE, TEXT_HEAD, TEXT_MODEL, VISION, IgnoredRule, TensorRule, decoder_rules
+from quantize.families.family import ROTARY_CACHE, TEXT_HEAD, TEXT_MODEL, VISION, IgnoredRule, decoder_rules
 from quantize.families.llama import LLAMA
 from quantize.families.transforms import PERMUTE_ROPE
 
 EXTRA_ROWS = 8  # Source: transformers modeling_mllama.py, MllamaTextModel: vocab_size + 8
-RULES = (
-    TensorRule(
-        TEXT_MODEL + r"embed_tokens\.weight",
-        "token_embd.weight",
-        extra_rows=EXTRA_ROWS,
-        extra_reason="rows past the vocabulary, of image tokens",
-    ),
-    *decoder_rules(TEXT_MODEL, TEXT_HEAD, PERMUTE_ROPE)[1:],
-)
+EMBEDDING, *OTHERS = decoder_rules(TEXT_MODEL, TEXT_HEAD, PERMUTE_ROPE)
+CUT_EMBEDDING = replace(EMBEDDING, extra_rows=EXTRA_ROWS, extra_reason="rows past the vocabulary, of image tokens")
 CROSS_ATTENTION = IgnoredRule(
     TEXT_MODEL + r"layers\.\d+\.(?:cross_attn\..*|cross_attn_(?:attn|mlp)_gate)",
     "cross-attention to an image: skipped where there is none",
@@ -46,7 +39,7 @@ def cross_attention_layers(config: Config) -> tuple[int, ...]:
 MLLAMA = replace(
     LLAMA,
     hf_name="MllamaForConditionalGeneration",
-    rules=RULES,
+    rules=(CUT_EMBEDDING, *OTHERS),
     ignored=(ROTARY_CACHE, VISION, CROSS_ATTENTION),
     defaults=DEFAULTS,
     dropped_layers=cross_attention_layers,

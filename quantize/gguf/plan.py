@@ -77,18 +77,18 @@ def plan_gguf(
         files.append(PlannedFile(header, len(header) + end))
     stamp = _importance_digest(importance or {})
     return Plan(
-        model.checkpoint,
-        model.family.gguf_name,
-        recipe.name,
-        tuple(tensors),
-        tuple(files),
-        model.ignored,
-        {
+        checkpoint=model.checkpoint,
+        architecture=model.family.gguf_name,
+        recipe=recipe.name,
+        tensors=tuple(tensors),
+        files=tuple(files),
+        ignored=model.ignored,
+        facts={
             "imatrix_sha256": None if importance is None else stamp.hex(),
             "tokenizer_sha256": _tokenizer_sha256(metadata),
             "chat_template_sha256": _template_sha256(metadata),
         },
-        stamp,
+        stamp=stamp,
         notes=model.notes,
         metadata=metadata,
     )

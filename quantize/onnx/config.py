@@ -4,7 +4,7 @@ genai_config.json is onnxruntime-genai's (source: its src/config.cpp); medlite.j
 medlite.formats.artifact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medlite.formats.onnx_folder import MODEL_NAME
 from quantize.match import SourceModel
 from quantize.onnx.decoder import Decoder
 from quantize.onnx.folder import FLOATS, facts_file
+from quantize.source.checkpoint import SourceFiles
 from quantize.stream.plan import Plan
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -34,7 +35,10 @@ def companion_files(plan: Plan, decoder: Decoder, model: SourceModel) -> dict[st
     found: dict[str, bytes | Path] = {name: folder / name for name in COPIED_NAMES if (folder / name).is_file()}
     found[TOKENIZER_NAME] = folder / TOKENIZER_NAME
     template, name = vocabulary.get("tokenizer.chat_template"), model.general.get("general.name")
-    device, ends = plan.facts["device"], end_tokens(model, decoder.n_vocab)
+    device, ids = plan.facts["device"], special_ids(vocabulary)
+    places = {text: i for i, text in enumerate(vocabulary["tokenizer.ggml.tokens"].value)}
+    named = {ids[key] for key in ("eos", "eot", "eom") if key in ids}
+    ends = end_tokens(model.config, model.checkpoint.files, places, named, n_vocab=decoder.n_vocab)
     of_graph = {
         "n_vocab": decoder.n_vocab,
         "n_context_trained": decoder.n_context,
@@ -49,7 +53,7 @@ def companion_files(plan: Plan, decoder: Decoder, model: SourceModel) -> dict[st
         "chat_template": template.value if template else None,
     }
     found |= facts_file(plan, str(name.value) if name else folder.name, of_graph)
-    found[GENAI_NAME] = json_text(genai_config(device, decoder, special_ids(vocabulary), ends)).encode()
+    found[GENAI_NAME] = json_text(genai_config(device, decoder, ids, ends)).encode()
     return found
 
 
@@ -99,12 +103,14 @@ def special_ids(vocabulary: Mapping[str, Value]) -> dict[str, int]:
     }
 
 
-def end_tokens(model: SourceModel, n_vocab: int) -> list[int]:
-    """Every token that ends a turn: as the configs say, as the tokenizer says, and by its text."""
-    ids = special_ids(model.vocabulary)
-    found = {ids[key] for key in ("eos", "eot", "eom") if key in ids} | stated_ends(model.config)
-    found |= stated_ends(model.checkpoint.files.object_if_any("generation_config.json"))
-    places = {text: i for i, text in enumerate(model.vocabulary["tokenizer.ggml.tokens"].value)}
+def end_tokens(
+    config: Mapping[str, Any], files: SourceFiles, places: Mapping[str, int], named: Set[int], *, n_vocab: int
+) -> list[int]:
+    """Every token that ends a turn: as the configs say, as the tokenizer says (`named`), and by its text.
+
+    places: text -> id of the vocabulary, or of what was added to it.
+    """
+    found = named | stated_ends(config) | stated_ends(files.object_if_any("generation_config.json"))
     found |= {places[text] for text in END_TEXTS if text in places}
     return sorted(token for token in found if 0 <= token < n_vocab)
 

@@ -10,7 +10,7 @@ from medlite.formats.chat_template import stated_tokens
 from medlite.formats.hub_cache import repository_or_folder
 from medlite.formats.json import read_json
 from medlite.formats.safetensors import SourceTensor
-from quantize.onnx.config import COPIED_NAMES, END_TEXTS, TOKENIZER_NAME, stated_ends
+from quantize.onnx.config import COPIED_NAMES, TOKENIZER_NAME, end_tokens
 from quantize.onnx.folder import FLOATS, facts_file
 from quantize.onnx.optimum import Export
 from quantize.onnx.recipes import OnnxRecipe
@@ -110,11 +110,11 @@ class _Tokenizer:
 
 def _end_tokens(checkpoint: Checkpoint, files: Mapping[str, Path], n_vocab: int) -> list[int]:
     """Every token that ends a turn: as the configs say, and by its text."""
-    found = stated_ends(checkpoint.config) | stated_ends(checkpoint.files.object_if_any("generation_config.json"))
+    added: list[_AddedToken] = []
     if TOKENIZER_NAME in files:
         added = read_json(files[TOKENIZER_NAME], _Tokenizer, CheckpointError).added_tokens or []
-        found |= {token.id for token in added if token.content in END_TEXTS}
-    return sorted(token for token in found if 0 <= token < n_vocab)
+    places = {token.content: token.id for token in added}
+    return end_tokens(checkpoint.config, checkpoint.files, places, set(), n_vocab=n_vocab)
 
 
 def tokenizer_files(checkpoint: Checkpoint, exported: Path) -> dict[str, Path]:

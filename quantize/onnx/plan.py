@@ -55,14 +55,14 @@ def plan_onnx(model: SourceModel, recipe: OnnxRecipe, *, block: int, device: str
         tensors.append(PlannedTensor(name, shape, floats, parts, reason, stated=rows, is_parameter=False))
     graph = build_graph(decoder, tensors, floats.name)
     plan = Plan(
-        model.checkpoint,
-        model.family.gguf_name,
-        recipe.name,
-        tuple(tensors),
-        folder_files(graph, end),
-        model.ignored,
-        {"block": block, "device": device},
-        STAMP,
+        checkpoint=model.checkpoint,
+        architecture=model.family.gguf_name,
+        recipe=recipe.name,
+        tensors=tuple(tensors),
+        files=folder_files(graph, end),
+        ignored=model.ignored,
+        facts={"block": block, "device": device},
+        stamp=STAMP,
         made_by={"onnx": metadata.version("onnx")},
         companions={},
     )

@@ -160,14 +160,14 @@ def rewrite(exported: ExportedGraph, checkpoint: Checkpoint, recipe: OnnxRecipe,
     graph = _graph(exported, tensors, replaced)
     versions = {**exported.export.versions, "onnx": metadata.version("onnx")}
     return Plan(
-        checkpoint,
-        str(checkpoint.config.get("model_type")),
-        recipe.name,
-        tuple(tensors),
-        folder_files(graph, end),
-        {},
-        {"block": block, "device": "cpu"},
-        STAMP,
+        checkpoint=checkpoint,
+        architecture=str(checkpoint.config.get("model_type")),
+        recipe=recipe.name,
+        tensors=tuple(tensors),
+        files=folder_files(graph, end),
+        ignored={},
+        facts={"block": block, "device": "cpu"},
+        stamp=STAMP,
         made_by=versions,
         companions={},
     )

@@ -109,10 +109,7 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], n_vocab: int, pre: str
     for text, index, special in _added_tokens(path, tokenizer):
         if index in table.taken and table.texts[index] != text:
             raise TokenizerError(f"{path}: id {index} is both {table.texts[index]!r} and {text!r}")
-        if special or looks_special(text):
-            table.place(index, text, CONTROL)
-        else:
-            table.place(index, text.replace("▁", " "), USER_DEFINED)
+        _place_added(table, text, index, special=special)
     return {
         "tokenizer.ggml.model": Value(Kind.STRING, "gpt2"),
         "tokenizer.ggml.pre": Value(Kind.STRING, pre or pre_tokenizer(path, tokenizer)),
