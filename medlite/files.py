@@ -16,6 +16,8 @@ from medlite.errors import OutputError
 PART_SUFFIX = ".part"
 HASH_BLOCK_BYTES = 1 << 22
 
+OnBytes = Callable[[int], None]  # hears how many bytes were done since its last call
+
 
 def part_path(path: Path) -> Path:
     """The name under which `path` is written until it is whole."""
@@ -102,7 +104,7 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+def file_sha256(path: Path, on_bytes: OnBytes | None = None) -> str:
     """SHA-256 of the file as hex. `on_bytes` hears how many bytes were read since its last call."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as handle:

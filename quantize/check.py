@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import ArtifactError
+from medlite.files import OnBytes
 from medlite.formats.onnx_folder import is_onnx_folder
 from quantize.gguf.verify import verify_gguf
 from quantize.onnx.verify import verify_onnx
 from quantize.source.checkpoint import Checkpoint
-from quantize.stream.compare import OnBytes, Verification
+from quantize.stream.compare import Verification
 
 
 def verify(

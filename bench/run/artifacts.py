@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from bench.run.record import ArtifactFacts
 from medlite.engines.engine import ServedModel
 from medlite.engines.llamacpp.memory import kv_bytes_per_token, read_shape
 from medlite.errors import ArtifactError, EngineError, TaskError
-from medlite.files import file_sha256
+from medlite.files import OnBytes, file_sha256
 from medlite.formats.artifact import Artifact, open_artifact
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.hub_cache import repository_or_folder
@@ -19,8 +19,6 @@ from medlite.formats.json import read_json
 from medlite.formats.onnx_folder import read_onnx_facts
 from medlite.formats.receipt import receipt_path, source_name
 from medlite.formats.safetensors import read_safetensors_header
-
-OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)

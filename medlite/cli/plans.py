@@ -48,11 +48,11 @@ def plan_json(output: "Output") -> dict[str, Any]:
     }
 
 
-def show_plans(outputs: "list[Output]", *, as_json: bool) -> None:
+def show_plans(outputs: "list[Output]", n_threads: int, *, as_json: bool) -> None:
     """Print what would be written: every tensor, the files' exact size, of GGUF files the predicted time."""
     from quantize.stream.predict import predict_seconds
 
-    seconds = None if outputs[0].plan.is_folder else predict_seconds(outputs)
+    seconds = None if outputs[0].plan.is_folder else predict_seconds(outputs, n_threads)
     if as_json:
         predicted = {} if seconds is None else {"predicted_seconds": seconds}
         print_json({**predicted, "plans": list(map(plan_json, outputs))})

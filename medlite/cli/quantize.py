@@ -148,7 +148,7 @@ def command(source: str, asked: Asked) -> None:
     is_onnx = asked.wanted_format == "onnx"
     with onnx_outputs(folder, asked) if is_onnx else gguf_outputs(folder, asked) as (outputs, settings):
         if asked.dry_run:
-            show_plans(outputs, as_json=asked.as_json)
+            show_plans(outputs, settings.n_threads, as_json=asked.as_json)
         else:
             if asked.out == outputs[0].path.parent:
                 asked.out.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,6 @@ class TensorRule:
     pattern: str
     target: str
     transform: Transform = KEEP
-    optional: bool = False
     extra_rows: int = 0
     extra_reason: str = ""
 
@@ -169,7 +168,6 @@ MODEL = r"model\."
 TEXT_MODEL = r"(?:language_model\.model|model\.language_model)\."  # Transformers 4 | 5
 HEAD = r"lm_head\.weight"
 TEXT_HEAD = rf"(?:language_model\.)?{HEAD}"
-
 
 # A layer's modules: their names in the source -> in GGUF.
 TWO_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}

@@ -49,7 +49,6 @@ def match_names(checkpoint: Checkpoint, family: Family, config: Config) -> tuple
             ignored[f"{tensor.name}[{tensor.shape[0]}:]"] = rule.extra_reason
         sources[target] = (tensor, rule)
     _check_complete(checkpoint, family, config, sources)
-    _check_shapes(family, config, sources)
     return sources, ignored
 
 
@@ -74,25 +73,19 @@ def _without_last_rows(tensor: SourceTensor, n_rows: int) -> SourceTensor:
 
 
 def _check_complete(checkpoint: Checkpoint, family: Family, config: Config, sources: Sources) -> None:
-    """Raise CheckpointError if a layer lacks a tensor, or a layer lies beyond the config's count."""
+    """Raise CheckpointError if a layer lacks a tensor, or one lies beyond the config's layers or has another shape."""
     for name, (rule, _) in expected_tensors(family, config).items():
         if name not in sources:
             raise CheckpointError(
                 f"{checkpoint.folder}: no tensor becomes {name} ({rule.pattern})",
                 hint="a shard is missing or the config is of another model",
             )
-    n_layers = positive(config, "num_hidden_layers")
+    n_layers, shapes = positive(config, "num_hidden_layers"), family.shapes(config)
     for name, (source, _) in sources.items():
         if file_order(name)[0] >= n_layers:
             raise CheckpointError(f"{source.path}: {source.name} lies beyond the config's {n_layers} layers")
-
-
-def _check_shapes(family: Family, config: Config, sources: Sources) -> None:
-    """Raise CheckpointError where a tensor's shape contradicts the config."""
-    wanted = family.shapes(config)
-    for name, (source, _) in sources.items():
-        shape = wanted.get(name_in_layer(name))
-        if shape is not None and source.shape != shape:
+        shape = shapes.get(name_in_layer(name), source.shape)
+        if source.shape != shape:
             raise CheckpointError(f"{source.path}: {source.name} has shape {source.shape}, config.json says {shape}")
 
 
@@ -105,7 +98,7 @@ def expected_tensors(family: Family, config: Config) -> dict[str, tuple[TensorRu
     tied = bool(config.get("tie_word_embeddings"))
     found: dict[str, tuple[TensorRule, Shape]] = {}
     for rule in family.rules:
-        if rule.optional or (rule.target == "output.weight" and tied):
+        if rule.target == "output.weight" and tied:
             continue
         inner = name_in_layer(rule.target)
         if inner not in shapes:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from medlite.errors import ArtifactError, CheckpointError
-from medlite.files import file_sha256
+from medlite.files import OnBytes, file_sha256
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
 from quantize.gguf.plan import Importance
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream import ggml
-from quantize.stream.compare import Comparison, OnBytes, Verification, compare_tensors, range_sha256, wrong_tensors
+from quantize.stream.compare import Comparison, Verification, compare_tensors, range_sha256, wrong_tensors
 from quantize.stream.encode import GgmlEncoding
 from quantize.stream.plan import Part, planned_tensor
 from quantize.stream.slabs import SLAB_WEIGHTS

@@ -24,16 +24,15 @@ TASK = "text-generation-with-past"  # one graph that takes and returns the key-v
 
 def own_configs(config: Any) -> dict[str, Any] | None:
     """Export settings of a model type that Optimum 2.1 does not know; None where it does."""
+    if config.model_type != "biogpt":
+        return None
     from optimum.exporters.onnx.config import TextDecoderWithPositionIdsOnnxConfig
     from optimum.utils import NormalizedTextConfig
 
     biogpt = type(
         "BioGptOnnxConfig", (TextDecoderWithPositionIdsOnnxConfig,), {"NORMALIZED_CONFIG_CLASS": NormalizedTextConfig}
     )
-    known = {"biogpt": biogpt}
-    if config.model_type not in known:
-        return None
-    return {"model": known[config.model_type](config, task="text-generation", use_past=True, use_past_in_inputs=True)}
+    return {"model": biogpt(config, task="text-generation", use_past=True, use_past_in_inputs=True)}
 
 
 def stay_offline(event: str, _arguments: tuple[Any, ...]) -> None:

@@ -5,13 +5,13 @@ where. The graph's external tensors must lie inside the data file, whoever made 
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from medlite.errors import ArtifactError, MedliteError, MissingExtraError
-from medlite.files import file_sha256
+from medlite.files import OnBytes, file_sha256
 from medlite.formats.onnx_folder import DATA_NAME, MODEL_NAME, folder_bytes, read_onnx_facts
 from medlite.formats.receipt import ONNX_RECEIPT_NAME, OnnxReceipt, read_onnx_receipt
 from quantize.match import match_checkpoint
@@ -20,15 +20,7 @@ from quantize.onnx.plan import plan_onnx
 from quantize.onnx.recipes import find_onnx_recipe
 from quantize.onnx.storage import GRAPH_FILE
 from quantize.source.checkpoint import Checkpoint
-from quantize.stream.compare import (
-    READ_BYTES,
-    Comparison,
-    OnBytes,
-    Verification,
-    compare_tensors,
-    range_sha256,
-    wrong_tensors,
-)
+from quantize.stream.compare import READ_BYTES, Comparison, Verification, compare_tensors, range_sha256, wrong_tensors
 
 
 def verify_onnx(folder: Path, *, against: Checkpoint | None = None, on_bytes: OnBytes = lambda n: None) -> Verification:
@@ -87,9 +79,7 @@ def external_tensors(folder: Path) -> Iterator[tuple[str, str, int, int]]:
         yield tensor.name, dtype, offset, n_bytes
 
 
-def _impossible_numbers(
-    folder: Path, external: list[tuple[str, str, int, int]], on_bytes: Callable[[int], None]
-) -> Iterator[str]:
+def _impossible_numbers(folder: Path, external: list[tuple[str, str, int, int]], on_bytes: OnBytes) -> Iterator[str]:
     """Tensors with NaN or infinity; codes cannot hold any, their scales can."""
     with (folder / DATA_NAME).open("rb", buffering=0) as handle:
         for name, dtype, offset, n_bytes in external:

@@ -38,9 +38,7 @@ TEXTS: tuple[str, ...] = (
     "zero\u200bwidth no\u00a0break\u2009thin ideographic\u3000space soft\u00adhyphen \ufeffmark",
     "", " ", "\n", "a", "ß", "的", "🩺",
 )
-# fmt: on
 
-# fmt: off
 CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Which drug class does metformin belong to?"),),
     (("user", "A patient has fever, cough and\n  a rash.\n\nWhat next?  "), ("assistant", "Ask about travel."),

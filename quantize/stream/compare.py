@@ -2,20 +2,19 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medlite.errors import ArtifactError
+from medlite.files import OnBytes
 from quantize.source.checkpoint import Checkpoint, RowReader
 from quantize.stream.plan import PlannedTensor
 from quantize.stream.receipt import sqnr_db
 from quantize.stream.slabs import SlabEncoder, places_of, slabs_of
-
-OnBytes = Callable[[int], None]
 
 READ_BYTES = 1 << 22
 
@@ -41,7 +40,7 @@ class Verification:
     path: Path
     checked: tuple[str, ...]
     problems: tuple[str, ...]
-    comparisons: tuple[Comparison, ...] = field(default=())
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def ok(self) -> bool:

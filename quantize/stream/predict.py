@@ -18,11 +18,12 @@ SAMPLE_READ_BYTES = 1 << 26
 HASH_BYTES_PER_SECOND = 1.2e9  # SHA-256 with the processor's instructions; twice over the output, once over the source
 
 
-def predict_seconds(outputs: Sequence[Output], n_threads: int = 0) -> float:
+def predict_seconds(outputs: Sequence[Output], n_threads: int) -> float:
     """Wall seconds to write GGUF files of one checkpoint: encode and measure each type, read, hash.
 
-    A sample of each type is encoded and a piece of the source is read, so the answer takes a moment. It counts
-    processor time, so other programs must leave the cores alone; writing is taken to be as fast as the page cache.
+    n_threads: 0 for all cores. A sample of each type is encoded and a piece of the source is read, so the answer
+    takes a moment. It counts processor time, so other programs must leave the cores alone; writing is taken to be as
+    fast as the page cache.
     """
     workers = n_threads or os.cpu_count() or 1
     weights: dict[str, int] = {}

@@ -9,7 +9,7 @@ import platform
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,22 +43,6 @@ def is_current(output: Output) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class WrittenFacts:
-    """What the conversion learned. errors: by the tensor's place in the plan, a row a slab; empty if not measured.
-
-    sizes, file_hashes: of every file by name, a folder's companions too. part_hashes: of each tensor's parts, in the
-    plan's order. Hashes are hex SHA-256.
-    """
-
-    errors: Mapping[int, Sequence[RowErrors]]
-    shard_hashes: Mapping[Path, str]
-    sizes: Mapping[str, int]
-    file_hashes: Mapping[str, str]
-    part_hashes: Sequence[Sequence[str]]
-    parity: ParityReport | None = None
-
-
 class SourceHasher:
     """SHA-256 of the source's shards, in one thread beside the conversion. A context manager; leaving it stops it.
 
@@ -90,11 +74,22 @@ class SourceHasher:
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_receipt(plan: Plan, facts: WrittenFacts) -> dict[str, Any]:
-    """The receipt of an artifact that was read back whole."""
+def make_receipt(
+    plan: Plan,
+    files: Mapping[str, tuple[int, str]],
+    part_hashes: Sequence[Sequence[str]],
+    errors: Mapping[int, Sequence[RowErrors]],
+    shard_hashes: Mapping[Path, str],
+    parity: ParityReport | None = None,
+) -> dict[str, Any]:
+    """The receipt of an artifact that was read back whole.
+
+    files: name -> bytes and hash, a folder's companions too. part_hashes: of each tensor's parts, in the plan's order.
+    errors: by the tensor's place in the plan, a row a slab; empty if not measured. Hashes are hex SHA-256.
+    """
     receipt = {
         "made_by": {**made_by(), **plan.made_by},
-        "source": source_facts(plan.checkpoint, facts.shard_hashes),
+        "source": source_facts(plan.checkpoint, shard_hashes),
         "recipe": plan.recipe,
         "architecture": plan.architecture,
         "n_params": plan.n_params,
@@ -102,29 +97,27 @@ def make_receipt(plan: Plan, facts: WrittenFacts) -> dict[str, Any]:
         "ignored": dict(plan.ignored),
         **plan.facts,
     }
-    files = [
-        {"name": name, "n_bytes": n_bytes, "sha256": facts.file_hashes[name]} for name, n_bytes in facts.sizes.items()
-    ]
+    file_rows = [{"name": name, "n_bytes": n_bytes, "sha256": digest} for name, (n_bytes, digest) in files.items()]
     rows = [
-        _tensor_row(tensor, facts.errors.get(i, ()))
+        _tensor_row(tensor, errors.get(i, ()))
         | (_pieces(tensor, hashes) if plan.is_folder else _place(tensor, hashes[0]))
-        for i, (tensor, hashes) in enumerate(zip(plan.tensors, facts.part_hashes, strict=True))
+        for i, (tensor, hashes) in enumerate(zip(plan.tensors, part_hashes, strict=True))
     ]
     if plan.is_folder:
-        measured = [row for i, errors in facts.errors.items() if plan.tensors[i].is_parameter for row in errors]
-        own: dict[str, Any] = {"schema": ONNX_SCHEMA, "files": sorted(files, key=lambda row: row["name"])}
+        measured = [row for i, slabs in errors.items() if plan.tensors[i].is_parameter for row in slabs]
+        own: dict[str, Any] = {"schema": ONNX_SCHEMA, "files": sorted(file_rows, key=lambda row: row["name"])}
     else:
-        measured = [row for errors in facts.errors.values() for row in errors]
+        measured = [row for slabs in errors.values() for row in slabs]
         own = {
             "schema": GGUF_SCHEMA,
             "files": [
                 row | {"header_sha256": hashlib.sha256(file.header).hexdigest(), "n_header_bytes": len(file.header)}
-                for row, file in zip(files, plan.files, strict=True)
+                for row, file in zip(file_rows, plan.files, strict=True)
             ],
             "notes": list(plan.notes),
-            "tokenizer_check": asdict(facts.parity) if facts.parity else None,
+            "tokenizer_check": asdict(parity) if parity else None,
         }
-    return {**receipt, **own, "tensors": rows, "total": errors_row(measured, with_worst=False)}
+    return {**receipt, **own, "tensors": rows, "total": errors_row(measured)}
 
 
 def made_by() -> dict[str, str]:
@@ -154,7 +147,7 @@ def _tensor_row(tensor: PlannedTensor, errors: Sequence[RowErrors]) -> dict[str,
         "reason": tensor.reason,
         "shape": list(tensor.shape),
         "n_bytes": tensor.n_bytes,
-        **errors_row(errors, with_worst=True, n_weights=tensor.n_weights),
+        **errors_row(errors, tensor.n_weights),
     }
 
 
@@ -172,14 +165,14 @@ def _pieces(tensor: PlannedTensor, digests: Sequence[str]) -> dict[str, Any]:
     return {"storage": tensor.encoding.name, "pieces": pieces}
 
 
-def errors_row(errors: Sequence[RowErrors], *, with_worst: bool, n_weights: int = 0) -> dict[str, Any]:
-    """RMSE and SQNR in dB (null where there is no error at all), and the row that lost most."""
+def errors_row(errors: Sequence[RowErrors], n_weights: int | None = None) -> dict[str, Any]:
+    """SQNR in dB (null where there is no error at all); of a tensor of n_weights also RMSE and the worst row."""
     if not errors:
         return {}
     squared_error = math.fsum(row.squared_error for row in errors)
     squared_weight = math.fsum(row.squared_weight for row in errors)
     result: dict[str, Any] = {"sqnr_db": sqnr_db(squared_weight, squared_error)}
-    if with_worst:
+    if n_weights is not None:
         worst = max(errors, key=lambda row: row.worst_ratio)
         result["rmse"] = math.sqrt(squared_error / n_weights)
         result["worst_row"] = worst.worst_row

@@ -20,6 +20,7 @@ from typing import Any
 
 from medlite.errors import ArtifactError, MedliteError, OutputError
 from medlite.files import (
+    OnBytes,
     check_free_space,
     check_writable,
     file_sha256,
@@ -35,14 +36,12 @@ from quantize.source.parity import ParityReport
 from quantize.stream.encode import RowErrors
 from quantize.stream.journal import Journal, fingerprint, journal_path, open_journal
 from quantize.stream.plan import Output, Plan
-from quantize.stream.receipt import SourceHasher, WrittenFacts, make_receipt
+from quantize.stream.receipt import SourceHasher, make_receipt
 from quantize.stream.slabs import EncodedSlab, Place, Slab, SlabEncoder, places_of, slabs_of
 from quantize.stream.workers import run_slabs
 
 FREE_SPACE_MARGIN_BYTES = 1 << 20
 FAULTY_HINT = "the disk or the memory is faulty; run the command again"
-
-OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -207,14 +206,12 @@ class OutputWriter:
             by_tensor = itertools.groupby(self.slabs, key=lambda slab: slab.tensor)
             tensors = [pool.submit(self._read_back, list(slabs)) for _, slabs in by_tensor]
             part_hashes = [digest.result() for digest in tensors]
-            hashes = {name: digest.result() for name, digest in digests.items()}
+            found = {name: (file.stat().st_size, digests[name].result()) for name, file in files.items()}
         self._check_headers()
         errors: dict[int, list[RowErrors]] = {}
         for slab in self.slabs if self.settings.measure else ():
             errors.setdefault(slab.tensor, []).append(self.journal.done[slab.number][1])
-        sizes = {name: file.stat().st_size for name, file in files.items()}
-        facts = WrittenFacts(errors, hasher.result(), sizes, hashes, part_hashes, parity)
-        return self._publish(make_receipt(self.plan, facts))
+        return self._publish(make_receipt(self.plan, found, part_hashes, errors, hasher.result(), parity))
 
     def _add_companions(self, companions: Mapping[str, bytes | Path]) -> dict[str, Path]:
         """Write the small files of a folder; what else an earlier run left there goes. Returns name -> file."""
