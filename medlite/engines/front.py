@@ -55,8 +55,8 @@ class Front:
             for rows in read(requests):
                 if not np.isfinite(rows.max(axis=1, initial=0)).all():
                     raise EngineError(
-                        f"{self._info.model_name}: the model returned NaN or infinite logits",
-                        hint="the weights may be damaged: medlite verify; or the recipe too low for this model",
+                        "the model returned NaN or infinite logits",
+                        hint="the weights may be damaged: medlite verify; or the recipe or dtype too low for this model",
                     )
                 yield rows
                 self.access.check_open()
