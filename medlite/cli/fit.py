@@ -156,7 +156,7 @@ def show(candidates: "list[Candidate]", machine: "Machine", context: int, kv_typ
     one = candidates[0]
     if (short := windowed_kv_bytes(one.header, one.shape, context, kv_type)) is not None:
         stdout.print(
-            f"The KV cache takes {format_bytes(one.memory[context].model.kv_cache)} of that; its sliding "
+            f"The KV cache takes {format_bytes(one.memory[context].kv_cache)} of that; its sliding "
             f"windows alone would need {format_bytes(short)}, but could not continue an earlier turn.",
             style="dim",
             soft_wrap=True,
@@ -202,10 +202,9 @@ def as_data(
                     {
                         "n_context": n,
                         "needed_bytes": p.needed,
-                        "peak_resident_bytes": p.peak_resident,
+                        "peak_resident_bytes": p.total,
                         "fits": fits(p, machine.n_bytes),
-                        **asdict(p.model),
-                        "runtime": p.runtime,
+                        **asdict(p),
                     }
                     for n, p in c.memory.items()
                 ],

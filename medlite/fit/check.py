@@ -90,7 +90,7 @@ def measure(path: Path, settings: CheckSettings, on_step: Callable[[int], None] 
         n_bytes=artifact.n_bytes,
         n_context=settings.n_context,
         n_threads=settings.n_threads,
-        predicted_peak_bytes=predict_memory(shape, settings.n_context, settings.kv_type).peak_resident,
+        predicted_peak_bytes=predict_memory(shape, settings.n_context, settings.kv_type).total,
         measured_peak_bytes=int(peak_bytes),
         predicted_tokens_per_second=predicted,
         measured_tokens_per_second=measured,

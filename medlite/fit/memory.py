@@ -4,7 +4,7 @@ Pure arithmetic on what `medlite.engines.llamacpp.memory` estimates before a loa
 a loaded model.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from medlite.engines.context import RESERVE_BYTES
 from medlite.engines.engine import N_BATCH
@@ -29,30 +29,12 @@ RUNTIME_BYTES = 40 << 20
 FULL_LAYER_PERIODS = {"gemma3": 6}
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What chat and generate take with the context full, on the CPU, in bytes."""
-
-    model: MemoryEstimate
-    runtime: int = RUNTIME_BYTES
-
-    @property
-    def needed(self) -> int:
-        """What must be free: pages of the file whose weights were copied may be dropped, and the system drops them."""
-        return self.model.needed + self.runtime
-
-    @property
-    def peak_resident(self) -> int:
-        """The most that the process holds at once, as the system counts it."""
-        return self.model.total + self.runtime
+def predict_memory(shape: ModelShape, n_context: int, kv_type: str) -> MemoryEstimate:
+    """What chat and generate take on the CPU with the context full. A question set's logits come on top."""
+    return replace(estimate(shape, n_context, kv_type, N_BATCH), runtime=RUNTIME_BYTES)
 
 
-def predict_memory(shape: ModelShape, n_context: int, kv_type: str) -> Prediction:
-    """The memory of a model of `shape`. A question set's logits come on top."""
-    return Prediction(estimate(shape, n_context, kv_type, N_BATCH))
-
-
-def fits(prediction: Prediction, memory_bytes: int) -> bool:
+def fits(prediction: MemoryEstimate, memory_bytes: int) -> bool:
     """Whether it can be loaded with `memory_bytes` to use; the engine leaves the same reserve to the system."""
     return prediction.needed <= memory_bytes - RESERVE_BYTES
 

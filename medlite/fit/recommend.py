@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from medlite.engines.engine import N_BATCH
-from medlite.engines.llamacpp.memory import ModelShape, estimate, layers_that_fit, read_shape
+from medlite.engines.llamacpp.memory import MemoryEstimate, ModelShape, estimate, layers_that_fit, read_shape
 from medlite.errors import CheckpointError, EngineError
 from medlite.files import format_bytes
 from medlite.fit.decode import decode_tokens_per_second, reading_names
 from medlite.fit.machine import Machine
-from medlite.fit.memory import STANDARD_CONTEXTS, Prediction, fits, predict_memory
+from medlite.fit.memory import STANDARD_CONTEXTS, fits, predict_memory
 from medlite.fit.speed import bytes_per_second
 from medlite.formats.artifact import describe
 from medlite.formats.gguf import Header, read_header
@@ -36,7 +36,7 @@ class Candidate:
     n_params: int
     header: Header
     shape: ModelShape
-    memory: Mapping[int, Prediction] = field(default_factory=dict)
+    memory: Mapping[int, MemoryEstimate] = field(default_factory=dict)
     tokens_per_second: float | None = None
 
     @property

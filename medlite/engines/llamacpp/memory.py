@@ -51,18 +51,19 @@ class ModelShape:
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes. weights: the file, mapped. repacked: weights copied into the CPU kernels' own layout. kv_cache: at the
-    chosen context and type. compute: scratch and logits.
+    chosen context and type. compute: scratch and logits. runtime: the process itself, where it counts.
     """
 
     weights: int
     repacked: int
     kv_cache: int
     compute: int
+    runtime: int = 0
 
     @property
     def total(self) -> int:
         """Most that can be resident at once."""
-        return self.weights + self.repacked + self.kv_cache + self.compute
+        return self.weights + self.repacked + self.kv_cache + self.compute + self.runtime
 
     @property
     def needed(self) -> int:
