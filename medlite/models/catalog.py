@@ -4,6 +4,7 @@ A row gives what the hub's config.json would say of the decoder, so everything t
 name: `medlite fit meditron-70b` needs neither weights nor network.
 """
 
+import difflib
 import json
 import re
 import tomllib
@@ -196,8 +197,6 @@ def _spellings() -> Mapping[str, CatalogModel]:
 
 def near_names(name: str) -> list[str]:
     """The catalogue's names nearest to a misspelt one."""
-    import difflib
-
     return difflib.get_close_matches(name.lower(), read_catalog(), n=3, cutoff=0.5)
 
 

@@ -181,22 +181,20 @@ def pull(remote: RemoteRepository, on_bytes: Callable[[int], None] | None = None
     return folder
 
 
-def _ask(remote: RemoteRepository, file: RemoteFile, revision: str, **options: Any) -> Path:
+def _ask(remote: RemoteRepository, file: RemoteFile, revision: str, ticker: Any = None) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(remote.name, revision):
-        return Path(hf_hub_download(remote.name, file.name, revision=revision, **options))
+        return Path(hf_hub_download(remote.name, file.name, revision=revision, tqdm_class=ticker))
 
 
 def _download(
     remote: RemoteRepository, file: RemoteFile, revision: str, on_bytes: Callable[[int], None] | None
 ) -> Path:
     """One file, resumed where a run left it, then its size and checksum compared."""
-    if on_bytes is None:
-        path = _ask(remote, file, revision)
-    else:
-        ticker = _ticker(on_bytes)
-        path = _ask(remote, file, revision, tqdm_class=ticker)
+    ticker: Any = _ticker(on_bytes) if on_bytes else None
+    path = _ask(remote, file, revision, ticker)
+    if on_bytes:
         on_bytes(max(0, file.n_bytes - ticker.n_heard))
     _check_arrived(remote, file, path)
     return path
