@@ -18,7 +18,7 @@ class Access:
         self._lock = threading.Lock()
         self._holder: int | None = None  # the thread that holds the lock
         self._cancelled = threading.Event()
-        self._closed = False
+        self.closed = False
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -37,12 +37,8 @@ class Access:
 
     def check_open(self) -> None:
         """Raise EngineError if the engine is closed."""
-        if self._closed:
+        if self.closed:
             raise EngineError("the engine is closed")
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     def cancel(self) -> None:
         """Ask the call that holds the engine to end early."""
@@ -54,15 +50,15 @@ class Access:
 
     def close(self, free: Callable[[], None]) -> None:
         """Cancel what runs, wait for it, and call `free` once. Raises EngineError if another thread does not let go."""
-        if self._closed:
+        if self.closed:
             return
         mine = self._holder == threading.get_ident()
         self.cancel()
         if not mine and not self._lock.acquire(timeout=CLOSE_SECONDS):
             raise EngineError("another thread still uses the engine", hint="close its iterator first")
         try:
-            if not self._closed:
-                self._closed = True
+            if not self.closed:
+                self.closed = True
                 free()
         finally:
             if not mine:

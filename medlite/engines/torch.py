@@ -4,11 +4,13 @@ It shows what the published weights say, before any conversion: compare it with 
 conversion costs. Several GPUs share a model that one cannot hold (needs accelerate). No code of the checkpoint runs.
 """
 
+import copy
 import importlib.metadata
 import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,7 @@ class TorchReferenceEngine:
         # transformers 5 renamed the argument and the output, and warns of the old name.
         self._cache = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._end_tokens = end_tokens
-        new_piece = lambda: JoinedText(self.detokenize)  # noqa: E731
-        self._front = Front(info, new_piece, end_tokens.__contains__, self._token_table)
+        self._front = Front(info, partial(JoinedText, self.detokenize), end_tokens.__contains__, self._token_table)
         self._access = self._front.access
 
     def tokenize(self, text: str, *, add_bos: bool = True, parse_special: bool = False) -> list[int]:
@@ -99,8 +100,6 @@ class TorchReferenceEngine:
 
     def _forward(self, batch: list[LogitsRequest], n_shared: int, past: Any) -> list[Logits]:
         """Logits of one batch. Sequences are padded on the left, so that the wanted positions end together."""
-        import copy
-
         import torch
 
         rests = [request.tokens[n_shared:] for request in batch]

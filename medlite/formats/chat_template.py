@@ -20,7 +20,7 @@ TOKEN_KEYS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "p
 THINK_START = "<think>"
 # <|im_start|>, <start_of_turn>, <s>: how models spell control tokens.
 CONTROL_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|</?s>")
-# What a template's code can raise beside jinja2.TemplateError, which includes the sandbox's own refusals.
+# What a template's code can raise besides jinja2.TemplateError, which includes the sandbox's own refusals.
 TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
@@ -75,35 +75,32 @@ class ChatTemplate:
 
         Raises ArtifactError with the template's own words if it refuses the messages.
         """
-        import jinja2
-
         if messages and messages[0].role == "system" and not self.takes_system:
             messages = fold_system(messages)
-        try:
-            return self._run(messages, add_generation_prompt)
-        except (jinja2.TemplateError, *TEMPLATE_FAILURES) as error:
-            raise ArtifactError(
-                f"the chat template refuses the conversation: {error}", hint="--raw sends the prompt without a template"
-            ) from error
+        return self._run(messages, add_generation_prompt)
 
     def _run(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return str(
-            self._compiled.render(
+        import jinja2
+
+        try:
+            text = self._compiled.render(
                 messages=[{"role": message.role, "content": message.content} for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        )
+        except (jinja2.TemplateError, *TEMPLATE_FAILURES) as error:
+            raise ArtifactError(
+                f"the chat template refuses the conversation: {error}", hint="--raw sends the prompt without a template"
+            ) from error
+        return str(text)
 
     def try_render(self, messages: Sequence[Message]) -> str | None:
         """The text of exactly these messages, nothing folded; None where the template refuses them."""
-        import jinja2
-
         try:
             return self._run(messages, True)
-        except (jinja2.TemplateError, *TEMPLATE_FAILURES):
+        except ArtifactError:
             return None
 
     def _probe(self, *messages: Message) -> str:

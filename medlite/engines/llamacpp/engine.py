@@ -5,6 +5,7 @@ Scoring is in `scoring.py`, the sequence that generations continue in `sequence.
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from medlite.engines.engine import (
@@ -46,7 +47,7 @@ class LlamaCppEngine:
         self._resident = ResidentSequence(model, context)
         self._scorer = Scorer(self._resident, info)
         words = model.vocabulary
-        table = lambda: token_table(info.n_vocab, words.piece, words.is_end)  # noqa: E731
+        table = partial(token_table, info.n_vocab, words.piece, words.is_end)
         self._front = Front(info, lambda: words.piece, words.is_end, table)
         self._access = self._front.access
         self._drafter: Drafter | None = None

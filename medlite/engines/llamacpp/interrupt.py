@@ -19,12 +19,9 @@ def noted_interrupt() -> Iterator[Callable[[], bool]]:
 
     Only the main thread can hold a signal handler; elsewhere the function always says no.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     noted: list[tuple[int, FrameType | None]] = []
-    previous: Any = signal.getsignal(signal.SIGINT)
-    if not callable(previous):  # ignored, or set outside Python
+    previous: Any = signal.getsignal(signal.SIGINT)  # not callable: ignored, or set outside Python
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield lambda: False
         return
     signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))

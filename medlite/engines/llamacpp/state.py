@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,11 +130,10 @@ def _key() -> bytes:
     path = cache_folder() / "state.key"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        with suppress(FileExistsError):
+            new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(new, "wb") as handle:
                 handle.write(secrets.token_bytes(KEY_BYTES))
-        except FileExistsError:
-            pass
         key = path.read_bytes()
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror or error}", hint="MEDLITE_CACHE names another folder") from error
