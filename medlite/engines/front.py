@@ -56,7 +56,7 @@ class Front:
                 if not np.isfinite(rows.max(axis=1, initial=0)).all():
                     raise EngineError(
                         "the model returned NaN or infinite logits",
-                        hint="the weights may be damaged: medlite verify; or the recipe or dtype too low for this model",
+                        hint="the weights may be damaged: medlite verify; or the recipe or dtype too low for it",
                     )
                 yield rows
                 self.access.check_open()

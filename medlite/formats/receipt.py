@@ -89,7 +89,7 @@ class GgufReceipt:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file of the folder; of a GGUF file, what `stated_sha256` asks for."""
+    """A file of the folder."""
 
     name: FileName
     n_bytes: Count
@@ -160,8 +160,14 @@ class _Named:
 
 
 @dataclass(frozen=True)
+class _Hash:
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class _Hashed:
-    files: tuple[OnnxFile, ...]
+    files: tuple[_Hash, ...]
 
 
 def source_name(path: Path) -> str:
