@@ -78,6 +78,7 @@ def show(found: "Verification", *, as_json: bool) -> None:
         )
         return
     from medlite.cli.display import stdout
+    from medlite.formats.receipt import receipt_path
 
     if found.comparisons:
         identical = sum(one.identical for one in found.comparisons)
@@ -91,5 +92,5 @@ def show(found: "Verification", *, as_json: bool) -> None:
     if found.ok:
         stdout.print(f"[green]sound:[/green] {found.path}", soft_wrap=True)
     stdout.print(f"checked: {', '.join(found.checked)}", style="dim", soft_wrap=True)
-    if not any(row.startswith("receipt") for row in found.checked):
+    if not receipt_path(found.path).exists():
         stdout.print("no receipt beside the file, so a changed weight that is still a number goes unseen", style="dim")

@@ -4,6 +4,7 @@
 receipt lies on the user's disk, so a name that leaves the folder or a negative size is refused like any other fault.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ ONNX_SCHEMA = "medlite-onnx-receipt-1"
 ONNX_RECEIPT_NAME = "receipt.json"
 HINT = "the receipt is damaged"
 MOST_BYTES = 100 << 20
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # what the stem of a part of a GGUF file ends in
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.\.?$)[^/\x00]+$")]  # of one folder
@@ -130,8 +132,22 @@ class OnnxReceipt:
 
 
 def receipt_path(path: Path) -> Path:
-    """Where the receipt of the artifact at `path` lies: inside a folder, beside a file."""
-    return path / ONNX_RECEIPT_NAME if path.is_dir() else path.with_name(f"{path.name}.receipt.json")
+    """Where the receipt of the artifact at `path` lies: inside a folder, beside a file. The parts of a GGUF file have
+    one, named without their number.
+    """
+    if path.is_dir():
+        return path / ONNX_RECEIPT_NAME
+    return path.with_name(f"{PART.sub('', path.stem)}{path.suffix}.receipt.json")
+
+
+def part_paths(path: Path, n: int) -> tuple[Path, ...]:
+    """The files of the GGUF file `path`, or of the one that `path` is a part of, in `n` parts. Source: llama.cpp
+    src/llama.cpp, llama_split_path.
+    """
+    if n == 1:
+        return (path,)
+    stem = PART.sub("", path.stem)
+    return tuple(path.with_name(f"{stem}-{i + 1:05d}-of-{n:05d}{path.suffix}") for i in range(n))
 
 
 def read_gguf_receipt(path: Path) -> GgufReceipt:

@@ -14,7 +14,7 @@ import numpy as np
 from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import OnBytes, file_sha256
 from medlite.formats.gguf import Header, read_header
-from medlite.formats.receipt import GgufReceipt, read_gguf_receipt, receipt_path
+from medlite.formats.receipt import GgufReceipt, part_paths, read_gguf_receipt, receipt_path
 from quantize.gguf.plan import Importance
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import Checkpoint
@@ -39,10 +39,12 @@ def verify_gguf(
     receipt_file = receipt_path(path)
     try:
         receipt = read_gguf_receipt(path) if receipt_file.exists() else None
-        paths = [path.with_name(row.name) for row in receipt.files] if receipt else [path]
+        paths = part_paths(path, len(receipt.files)) if receipt else (path,)
         headers = [read_header(one) for one in paths]
     except ArtifactError as error:
         return Verification(path, ("structure",), (str(error),))
+    if path not in paths and path.exists():
+        return Verification(path, ("structure",), (f"{path}: not one of the {len(paths)} files of its receipt",))
     checked, problems = ["structure", "numbers"], []
     for one, header in zip(paths, headers, strict=True):
         problems += _impossible_numbers(one, header, on_bytes)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medlite.errors import CheckpointError
 from medlite.files import part_path
 from medlite.formats.gguf import TensorInfo, Value
+from medlite.formats.receipt import part_paths
 from medlite.formats.safetensors import SourceTensor
 from quantize.families.transforms import KEEP, Transform
 from quantize.match import ModelTensor
@@ -170,12 +171,9 @@ class Plan:
 
     def paths(self, path: Path) -> tuple[Path, ...]:
         """Where each file goes: into the folder `path`, to `path` itself, or to llama.cpp's split names beside it."""
-        n_files = len(self.files)
         if self.is_folder:
             return tuple(path / file.name for file in self.files)
-        if n_files == 1:
-            return (path,)
-        return tuple(path.with_name(f"{path.stem}-{i + 1:05d}-of-{n_files:05d}{path.suffix}") for i in range(n_files))
+        return part_paths(path, len(self.files))
 
     def output(self, path: Path) -> "Output":
         """The plan under the name `path`. Raises CheckpointError where the source lacks a file that it carries."""

@@ -123,15 +123,33 @@ def test_a_tensor_of_another_shape_than_the_sources_is_a_finding(made: tuple[Pat
     assert "blk.0.ffn_up.weight" not in {one.name for one in found.comparisons}
 
 
+def test_a_renamed_file_is_checked_itself_and_not_what_bears_its_old_name(made: tuple[Path, Path]) -> None:
+    _, path = made
+    copy = path.with_name("renamed.gguf")
+    copy.write_bytes(path.read_bytes())
+    receipt_path(copy).write_bytes(receipt_path(path).read_bytes())
+    assert verify(copy).ok
+    flip(copy, copy.stat().st_size - 40)
+    assert str(copy) in verify(copy).problems[0]
+    path.unlink()
+    assert str(copy) in verify(copy).problems[0]
+
+
 def test_a_receipt_of_several_files_covers_them_all(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "m", num_hidden_layers=4)
     plan = plan_gguf(match_checkpoint(open_checkpoint(folder)), RECIPES["Q8_0"], max_shard_bytes=600_000)
     path = tmp_path / "m.gguf"
     write([plan.output(path)])
     assert verify(path).ok
-    last = plan.paths(path)[-1]
+    first, *_, last = plan.paths(path)
+    assert verify(first).ok
+    assert verify(first).checked[-1] == "receipt m.gguf.receipt.json"
     flip(last, last.stat().st_size - 40)
-    assert last.name in verify(path).problems[0]
+    for one in (path, first, last):
+        assert last.name in verify(one).problems[0]
+    other = first.with_name("m-00001-of-00009.gguf")
+    other.write_bytes(first.read_bytes())
+    assert "not one of the" in verify(other).problems[0]
 
 
 def test_a_damaged_receipt_is_a_finding_not_a_crash(made: tuple[Path, Path]) -> None:
