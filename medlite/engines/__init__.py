@@ -16,8 +16,9 @@ class EngineRow:
     """An engine by name, so that no runtime is imported before its use.
 
     module: has the function `opener` and, of an engine that runs here, `probe`, which imports the runtime and returns
-    its version and whether it can use a GPU. opens: the format that it runs. extra: of medlite, which brings the
-    runtime; empty if it always comes along. refuses: settings that it cannot take, and why.
+    {"version": "its name 1.2", "gpu": whether it can use one}. opens: the format that it runs.
+    extra: of medlite, which brings the runtime; empty if it always comes along. refuses: settings
+    that it cannot take, and why.
     """
 
     module: str

@@ -21,6 +21,7 @@ from medlite.cli import main
 from medlite.cli.bench import group as bench_cli
 from medlite.cli.bench.measuring import measure_artifact
 from medlite.cli.bench.sweep import placed
+from medlite.engines import ENGINES, SERVER_ENGINES
 from medlite.files import file_sha256
 from tests.helpers.bench_toys import write_questions
 from tests.helpers.fake_server import serving
@@ -147,7 +148,7 @@ def test_a_mistake_gets_one_line_and_a_hint(folder: Path, command: str, message:
     [
         (
             "bench run a.gguf --data q.jsonl --engine abacus",
-            "'abacus' is not one of 'llamacpp', 'ort', 'torch', 'openai'",
+            f"'abacus' is not one of {', '.join(map(repr, (*ENGINES, *SERVER_ENGINES)))}",
         ),
         ("bench run a.gguf --data q.jsonl --engine onnx", "'onnx' is not one of"),
         ("bench sweep demo --engine openai", "'openai' is not one of"),

@@ -100,7 +100,9 @@ def test_options_are_spelled_in_one_way(words: str) -> None:
         assert text not in options or isinstance(options[text].type, kind), text
     assert "--recipe" not in options or options["--recipe"].multiple
     # The harness prints lm-evaluation-harness's own table.
-    assert words == "bench harness" or options["--json"].is_flag
+    assert words == "bench harness" or ("--json" in options and options["--json"].is_flag), (
+        "params.json_option is missing"
+    )
 
 
 @pytest.mark.parametrize("words", [words for words in ALL if words != "bench harness"])  # which hands options on

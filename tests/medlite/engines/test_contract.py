@@ -53,11 +53,10 @@ OPENERS: dict[str, Callable[[Path], LocalEngine]] = {
     "torch": open_torch,
     "toy": lambda _folder: ToyEngine(),
 }
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "torch")) for name in OPENERS]
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "torch")) for name in OPENERS]
-)
+@pytest.fixture(scope="module", params=NAMES)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
     opened = OPENERS[request.param](tmp_path_factory.mktemp(request.param))
     yield opened
@@ -164,7 +163,7 @@ def test_no_tokens_are_no_reply(engine: LocalEngine) -> None:
     assert list(engine.generate(PROMPT, GenerationSettings(max_tokens=0))) == []
 
 
-@pytest.mark.parametrize("name", [pytest.param("torch", marks=pytest.mark.slow), "llamacpp", "ort", "toy"])
+@pytest.mark.parametrize("name", NAMES)
 def test_closing_twice_is_once_and_what_is_closed_refuses(name: str, tmp_path: Path) -> None:
     engine = OPENERS[name](tmp_path)
     running = engine.generate(PROMPT, FREE)
