@@ -324,13 +324,8 @@ def _distances(
 
 def per_question_kl(old: Samples, new: Samples) -> Values:
     """KL(baseline || candidate) in nats of each question that both scored, lower bounds, in order. Shape (n,)."""
-    return np.array(
-        [
-            kl_bounds(a.distribution, b.distribution)[0]
-            for a, b in zip(old, new, strict=True)
-            if a.distribution and b.distribution and a.distribution.n_vocab == b.distribution.n_vocab
-        ]
-    )
+    pairs = ((a.distribution, b.distribution) for a, b in zip(old, new, strict=True))
+    return np.array([kl_bounds(p, q)[0] for p, q in pairs if p and q and p.n_vocab == q.n_vocab])
 
 
 def option_kl(baseline: ScoredSample, candidate: ScoredSample) -> float:

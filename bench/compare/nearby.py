@@ -110,7 +110,5 @@ def loss_between(baseline: RunRecord, candidate: RunRecord) -> Loss:
     check_comparable(baseline, candidate)
     measure, clusters = baseline.task.measure, [sample.cluster for sample in baseline.samples]
     before, after = (credits_of(record.samples, measure) for record in (baseline, candidate))
-    lost = paired_loss(before, after, clusters, seed=0, n_resamples=N_RESAMPLES, binary=measure == "accuracy")
-    return Loss(
-        -100 * lost.value, -100 * lost.high, -100 * lost.low, baseline.task.name, len(set(clusters)), label(baseline)
-    )
+    lost = paired_loss(before, after, clusters, seed=0, n_resamples=N_RESAMPLES, binary=measure == "accuracy").percent
+    return Loss(-lost.value, -lost.high, -lost.low, baseline.task.name, len(set(clusters)), label(baseline))

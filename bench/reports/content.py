@@ -91,7 +91,7 @@ def in_points(values: Sequence[float]) -> str:
 
 
 def fine(interval: Interval) -> str:
-    """The same with three decimals."""
+    """ "0.123 (0.101 to 0.145)"."""
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 

@@ -164,15 +164,15 @@ class Meters:
             self._gpus = GpuCounters(nvml)
         except NotMeasured as why:
             self._notes["gpu"] = f"GPU memory and energy were not measured: {why}"
+        self._counters = [counters for counters in (self._package, self._gpus) if counters]
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._poll_until_stopped, daemon=True)
 
     def zero(self) -> None:
         """Begin to count energy: the questions start."""
         with self._lock:
-            for counters in (self._package, self._gpus):
-                if counters:
-                    counters.zero()
+            for counters in self._counters:
+                counters.zero()
 
     def read(self, device: str) -> Costs:
         """What was used so far: memory since the start, energy since `zero`. device: where the model ran.
@@ -201,9 +201,8 @@ class Meters:
     def _poll_until_stopped(self) -> None:
         while not self._stop.wait(POLL_SECONDS):
             with self._lock:
-                for counters in (self._package, self._gpus):
-                    if counters:
-                        counters.poll()
+                for counters in self._counters:
+                    counters.poll()
 
     def __enter__(self) -> Self:
         self._thread.start()

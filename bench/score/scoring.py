@@ -8,6 +8,7 @@ Departure: the harness cuts a prompt that does not fit from the left and scores 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +107,7 @@ def encode_pair(tokenize: Tokenize, context: str, continuation: str) -> tuple[To
 
 def encode(tokenize: Tokenize, prompt: Prompt) -> Encoded:
     """The prompt as token ids; the context is tokenized once."""
-    cache: dict[str, list[int]] = {}
-
-    def once(text: str) -> list[int]:
-        if text not in cache:
-            cache[text] = tokenize(text)
-        return cache[text]
-
+    once = cache(tokenize)
     pairs = [encode_pair(once, prompt.context, continuation) for continuation in prompt.continuations]
     return Encoded(pairs[0][0], tuple(tokens for _, tokens in pairs))
 

@@ -105,9 +105,8 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> None:
     for finding in findings:
         found.append(finding)
         if not as_json:
-            stdout.print(
-                f"{MARKS[finding.level]}[bold]{finding.name:<11}[/bold] {escape(finding.text)}", soft_wrap=True
-            )
+            name = f"[bold]{finding.name:<11}[/bold]"
+            stdout.print(f"{MARKS[finding.level]}{name} {escape(finding.text)}", soft_wrap=True)
             if finding.fix:
                 stdout.print(f"                {finding.fix}", soft_wrap=True, markup=False, style="cyan")
     if as_json:
@@ -251,19 +250,11 @@ def gpu_findings(gpus: "tuple[Gpu, ...]", llamacpp: Probe) -> Iterator[Finding]:
         yield Finding(NOTE, "GPU", "no NVIDIA GPU (its driver lists none); models run on the processor")
     for gpu in gpus:
         cuda = f", CUDA {gpu.cuda_version[0]}.{gpu.cuda_version[1]}" if gpu.cuda_version else ""
-        yield Finding(
-            GOOD,
-            "GPU",
-            f"{gpu.name}: {format_bytes(gpu.n_bytes_free)} free of "
-            f"{format_bytes(gpu.n_bytes_total)}, driver {gpu.driver_version}{cuda}",
-        )
+        memory = f"{format_bytes(gpu.n_bytes_free)} free of {format_bytes(gpu.n_bytes_total)}"
+        yield Finding(GOOD, "GPU", f"{gpu.name}: {memory}, driver {gpu.driver_version}{cuda}")
     if gpus and llamacpp.version and not llamacpp.gpu:
-        yield Finding(
-            WRONG,
-            "GPU unused",
-            "llama-cpp-python was built for the CPU only: this machine's GPU stands idle",
-            cuda_install_command(gpus[0].cuda_version),
-        )
+        text = "llama-cpp-python was built for the CPU only: this machine's GPU stands idle"
+        yield Finding(WRONG, "GPU unused", text, cuda_install_command(gpus[0].cuda_version))
 
 
 def kernels_finding() -> Finding:
@@ -273,12 +264,9 @@ def kernels_finding() -> Finding:
     kernels = load()
     if kernels is not None:
         return Finding(GOOD, "kernels", f"quantize.kernels runs with {kernels.isa}")
-    return Finding(
-        NOTE,
-        "kernels",
-        f"quantize uses ggml's functions, the same bytes more slowly: {missing_reason()}",
-        "install a C++ compiler, then: pip install --force-reinstall --no-deps medlite",
-    )
+    text = f"quantize uses ggml's functions, the same bytes more slowly: {missing_reason()}"
+    fix = "install a C++ compiler, then: pip install --force-reinstall --no-deps medlite"
+    return Finding(NOTE, "kernels", text, fix)
 
 
 def network_finding() -> Finding:

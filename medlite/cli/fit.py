@@ -121,10 +121,8 @@ def fit_table(candidates: "list[Candidate]", machine: "Machine") -> "Table":
     for candidate in candidates:
         cells = []
         for n in contexts:
-            good = fits(candidate.memory[n], machine.n_bytes)
-            cells.append(
-                f"[{'green' if good else 'red'}]{format_bytes(candidate.memory[n].needed)}{' ' if good else '!'}[/]"
-            )
+            colour, mark = ("green", " ") if fits(candidate.memory[n], machine.n_bytes) else ("red", "!")
+            cells.append(f"[{colour}]{format_bytes(candidate.memory[n].needed)}{mark}[/]")
         table.add_row(
             candidate.recipe + ("*" if candidate.needs_imatrix else ""),
             format_bytes(candidate.n_file_bytes),

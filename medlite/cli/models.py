@@ -112,17 +112,12 @@ def show_table(models: "list[CatalogModel]", here: Here) -> None:
             " ".join(ready),
         )
     stdout.print(table)
-    stdout.print(
+    for line in (
         "sizes of GGUF files by recipe · gated: accept a licence first · by hand: no program may download it",
-        style="dim",
-        soft_wrap=True,
-    )
-    stdout.print("here: bytes of the checkpoint, recipes that are ready to run", style="dim", soft_wrap=True)
-    stdout.print(
+        "here: bytes of the checkpoint, recipes that are ready to run",
         "more of one: medlite models NAME · will it fit: medlite fit NAME · get it: medlite pull NAME",
-        style="dim",
-        soft_wrap=True,
-    )
+    ):
+        stdout.print(line, style="dim", soft_wrap=True)
 
 
 def show_one(model: "CatalogModel", here: Here) -> None:

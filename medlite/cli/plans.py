@@ -63,13 +63,8 @@ def show_plans(outputs: "list[Output]", n_threads: int, *, as_json: bool) -> Non
         table = Table(*columns, box=None, pad_edge=False, header_style="bold")
         table.columns[3].justify = "right"
         for tensor in plan.tensors:
-            table.add_row(
-                tensor.name,
-                tensor.encoding.name,
-                " x ".join(map(str, tensor.shape)),
-                f"{tensor.n_bytes:,}",
-                tensor.reason,
-            )
+            shape = " x ".join(map(str, tensor.shape))
+            table.add_row(tensor.name, tensor.encoding.name, shape, f"{tensor.n_bytes:,}", tensor.reason)
         stdout.print(table)
         for name, reason in plan.ignored.items():
             stdout.print(f"ignored: {name}: {reason}", style="dim")
@@ -129,21 +124,12 @@ def list_recipes() -> None:
     table = Table("recipe", "default type", "bits", "exceptions", "imatrix", box=None, pad_edge=False)
     for recipe in RECIPES.values():
         kind = GGML_TYPES[recipe.default]
+        bits = f"{8 * kind.block_bytes / kind.block_weights:.2f}"
         rules = ", ".join(dict.fromkeys(f"{rule.category} {rule.type}" for rule in recipe.rules))
-        table.add_row(
-            recipe.name,
-            kind.name,
-            f"{8 * kind.block_bytes / kind.block_weights:.2f}",
-            rules,
-            "needed" if recipe.needs_imatrix else "",
-        )
+        table.add_row(recipe.name, kind.name, bits, rules, "needed" if recipe.needs_imatrix else "")
     stdout.print(table)
     onnx = Table("recipe", "bits", "exceptions", "with --format onnx", box=None, pad_edge=False)
     for row in ONNX_RECIPES.values():
-        onnx.add_row(
-            row.name,
-            str(row.bits),
-            ", ".join([f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers),
-            row.summary,
-        )
+        int8 = [f"{category} int8" for category in row.int8] + ["first layer int8"] * row.n_int8_layers
+        onnx.add_row(row.name, str(row.bits), ", ".join(int8), row.summary)
     stdout.print(onnx)

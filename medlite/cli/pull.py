@@ -175,12 +175,8 @@ def show(paths: Sequence[Path], name: str, commit: str, n_bytes: int, *, as_json
     for one in paths:
         stdout.print(str(one), soft_wrap=True)
     if path.is_dir() and next(path.glob("*.bin"), None) is not None:
-        stdout.print(
-            "pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')",
-            style="dim",
-            soft_wrap=True,
-            markup=False,
-        )
+        line = "pickled weights: quantize reads them with torch, weights only (pip install 'medlite[torch]')"
+        stdout.print(line, style="dim", soft_wrap=True, markup=False)
     following = {".gguf": f"medlite chat {path}", ".json": f"medlite fit {name}"}.get(
         path.suffix, f"medlite quantize {path} --recipe Q4_K_M"
     )

@@ -100,7 +100,7 @@ quantize_options = grouped(
         "max_shard_bytes",
         type=SIZE,
         metavar="SIZE",
-        help="Split into files of at most SIZE, as in 4GB.",
+        help="Split into files of at most SIZE, for example 4GB.",
     ),
     pre_tokenizer_option,
     click.option("--allow-mismatch", is_flag=True, help="Write it even if it would read text differently; recorded."),
@@ -284,8 +284,7 @@ def onnx_plans(folder: Path, recipes: "list[OnnxRecipe]", beside: Path, asked: A
 
     block, device = asked.block or DEFAULT_BLOCK, asked.device or "cpu"
     if asked.exporter != "optimum":
-        checkpoint = open_checkpoint(folder)
-        model = match_checkpoint(checkpoint)
+        model = match_checkpoint(open_checkpoint(folder))
         yield [plan_onnx(model, recipe, block=block, device=device) for recipe in recipes]
         return
     from quantize.onnx.exported import open_source, plan_export

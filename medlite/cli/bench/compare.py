@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from medlite.cli import warn
 from medlite.cli.params import PATH, json_option, value_option
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def show_report(found: "Report", path: Path | None, *, as_json: bool) -> None:
     """Write the report file, and print the comparisons: as tables, or as data."""
     from bench.reports.forms import render, write_report
     from bench.reports.to_terminal import to_terminal
-    from medlite.cli.display import stderr, stdout
+    from medlite.cli.display import stdout
     from medlite.cli.draw import draw_table
 
     if path:
@@ -88,6 +89,6 @@ def show_report(found: "Report", path: Path | None, *, as_json: bool) -> None:
     for part in to_terminal(found):
         stdout.print(part if isinstance(part, str) else draw_table(part), markup=False)
     for warning in dict.fromkeys(w for task in found.tasks for c in task.comparisons for w in c.warnings):
-        stderr.print(f"[yellow]warning:[/yellow] {warning}")
+        warn(warning)
     if path:
         stdout.print(f"report: {path}", style="dim", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from medlite.cli import print_json
+from medlite.cli import print_json, warn
 from medlite.cli.bench.asking import Asking, asking_options
 from medlite.cli.bench.measuring import phase_bars
 from medlite.cli.params import PATH, json_option, value_option
@@ -168,7 +168,7 @@ def show_records(records: "Sequence[RunRecord]") -> None:
     """A table of finished runs, then what could not be answered."""
     from bench.compare.compare import status_warnings
     from bench.reports.to_terminal import record_table
-    from medlite.cli.display import stderr, stdout
+    from medlite.cli.display import stdout
     from medlite.cli.draw import draw_table
 
     stdout.print(draw_table(record_table(records)))
@@ -176,4 +176,4 @@ def show_records(records: "Sequence[RunRecord]") -> None:
         if record.settings.prompting.n_orders > 1:
             stdout.print(orders_line(record), style="dim")
         for warning in status_warnings(record.task.name, record):
-            stderr.print(f"[yellow]warning:[/yellow] {warning}")
+            warn(warning)

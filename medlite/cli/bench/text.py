@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from medlite.cli import print_json
+from medlite.cli import print_json, warn
 from medlite.cli.bench.measuring import phase_bars
 from medlite.cli.params import PATH, device_option, json_option, threads_option, value_option
 
@@ -46,7 +46,7 @@ def command(
     from bench.settings import RunSettings, Runtime
     from bench.text.distance import MAX_TOKENS
     from bench.text.perplexity import paired_difference
-    from medlite.cli.display import stderr, stdout
+    from medlite.cli.display import stdout
     from medlite.cli.draw import draw_table
 
     runtime = Runtime(device=device, n_context=n_context, n_threads=n_threads or 0)
@@ -73,7 +73,7 @@ def command(
         names = [score.artifact.file_name for score in scores[1:]]
         stdout.print(draw_table(distance_table(names, distances)))
     if any(distance.is_loose for distance in distances):
-        stderr.print("[yellow]warning:[/yellow] KL is only known to lie between the bounds shown; --exact knows it")
+        warn("KL is only known to lie between the bounds shown; --exact knows it")
 
 
 def measure_texts(file: Path, models: Sequence[str], settings: "RunSettings", *, quiet: bool) -> "list[TextResult]":
