@@ -1,5 +1,5 @@
 """Which ggml type each tensor gets: one row a recipe. To add a recipe of llama.cpp's, add a row to RECIPES; one that
-llama.cpp has got since needs its number in FILE_TYPES too. A mixture of one's own is no recipe but `--tensor-type`.
+llama.cpp has got since needs its number in FILE_TYPES too. A mixture of one's own is a `--tensor-type`, not a recipe.
 
 A recipe names a default type and the exceptions. The exceptions are llama.cpp's own mixtures, restated as data, so
 that our file equals llama-quantize's in every tensor's type (tests/quantize/gguf/test_oracle.py compares every recipe).
