@@ -77,25 +77,22 @@ class ResidentSequence:
         self.context.clear()
         self.tokens.clear()
 
-    def decode(self) -> None:
-        """Read the batch as it is. Raises EngineError; the context is then empty."""
-        self._count()
+    def decode(self) -> bool:
+        """Read the batch as it is; False if it was aborted. Raises EngineError; the context is then empty."""
+        self.n_decodes += 1
+        self.n_tokens_read += int(self.batch.struct.n_tokens)
         try:
-            self.context.decode(self.batch)
+            return self.context.decode(self.batch)
         except EngineError:
             self.forget()
             raise
 
     def _decode_interruptibly(self, cancelled: Callable[[], bool]) -> bool:
         """Read the batch; once cancelled return False, on Ctrl-C raise KeyboardInterrupt, and leave the cache whole."""
-        self._count()
         with noted_interrupt() as interrupted:
             self.context.abort_when(lambda: interrupted() or cancelled())
             try:
-                finished = self.context.decode(self.batch)
-            except EngineError:
-                self.forget()
-                raise
+                finished = self.decode()
             finally:
                 self.context.abort_when(None)
             if not finished:  # what was read of this batch goes; llama.cpp removes only the part it stopped in
@@ -103,7 +100,3 @@ class ResidentSequence:
                 if not (n_whole and self.model.can_rewind and self.context.remove(0, n_whole)):
                     self.forget()
         return finished and not cancelled()
-
-    def _count(self) -> None:
-        self.n_decodes += 1
-        self.n_tokens_read += int(self.batch.struct.n_tokens)
