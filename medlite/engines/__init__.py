@@ -47,9 +47,7 @@ ENGINES: dict[str, EngineRow] = {
 # fmt: on
 # The same for a model behind a server, which has an address instead of a path.
 # opener(url, model, exact) -> AnswersEngine
-SERVER_ENGINES: dict[str, EngineRow] = {
-    "openai": EngineRow("medlite.engines.server.engine", "open_openai", opens="server")
-}
+SERVER_ENGINES = {"openai": EngineRow("medlite.engines.server.engine", "open_openai", opens="server")}
 
 
 def open_engine(

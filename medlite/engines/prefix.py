@@ -96,7 +96,6 @@ def _build(sequences: Sequence[Branch], n_kept: list[int], shared: list[int]) ->
     members: list[NDArray[np.int32]] = []
     slot_of = np.zeros(max(len(s.tokens) for s in sequences), dtype=np.int32)  # of the current sequence, by position
     slots: list[Ids] = []
-    wanted_slots: list[Ids] = []
     n_tokens = 0
     for i, sequence in enumerate(sequences):
         start, end = max(n_kept[i], shared[i]), len(sequence.tokens)
@@ -113,9 +112,8 @@ def _build(sequences: Sequence[Branch], n_kept: list[int], shared: list[int]) ->
         slot_of[start:end] = np.arange(n_tokens, n_tokens + end - start, dtype=np.int32)
         n_tokens += end - start
         slots.append(slot_of[sequence.wanted])
-        wanted_slots.append(slots[-1])
     wanted = np.zeros(n_tokens, dtype=np.bool_)
-    wanted[np.concatenate(wanted_slots)] = True
+    wanted[np.concatenate(slots)] = True
     return Wave(
         tuple(n_kept), np.concatenate(tokens), np.concatenate(positions), np.concatenate(members), wanted, tuple(slots)
     )

@@ -116,24 +116,15 @@ def with_speeds(candidates: Sequence[Candidate], machine: Machine, kv_type: str)
     """The candidates with their decode speed on this machine; none where it is another machine's memory."""
     if machine.stated:
         return list(candidates)
-    speeds = measured_speeds(candidates, machine.n_threads, kv_type)
-    return [
-        replace(
-            c,
-            tokens_per_second=decode_tokens_per_second(c.header, c.shape, kv_type, speeds, n_threads=machine.n_threads),
-        )
-        for c in candidates
-    ]
-
-
-def measured_speeds(candidates: Sequence[Candidate], n_threads: int, kv_type: str) -> dict[str, float]:
-    """Bytes per second of what the candidates read, common ones first; empty where no engine loads."""
     first = sorted(candidates, key=lambda c: (c.recipe != COMMON_RECIPE, not c.recommendable))
     names = [name for c in first for name in reading_names(c.header, c.shape, kv_type)]
+    n_threads = machine.n_threads
     try:
-        return bytes_per_second(dict.fromkeys(names), n_threads)
-    except EngineError:
-        return {}
+        speeds = bytes_per_second(names, n_threads)
+    except EngineError:  # no engine loads here
+        return list(candidates)
+    found = [decode_tokens_per_second(c.header, c.shape, kv_type, speeds, n_threads=n_threads) for c in candidates]
+    return [replace(c, tokens_per_second=speed) for c, speed in zip(candidates, found, strict=True)]
 
 
 # --- the advice ------------------------------------------------------------------------------------------------------

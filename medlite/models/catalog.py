@@ -203,17 +203,12 @@ def near_names(name: str) -> list[str]:
 def hf_config(model: CatalogModel) -> dict[str, Any]:
     """What the checkpoint's config.json says of the decoder, as far as the catalogue knows."""
     shape = model.shape
+    # fmt: off
     config: dict[str, Any] = {
-        "architectures": [shape.architecture],
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.ffn,
-        "tie_word_embeddings": shape.tied,
-        "vocab_size": model.vocabulary,
-        "max_position_embeddings": model.context,
+        "architectures": [shape.architecture], "vocab_size": model.vocabulary, "tie_word_embeddings": shape.tied,
+        "max_position_embeddings": model.context, "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
     }
     if shape.window:
         config |= {"sliding_window": shape.window, "sliding_window_pattern": shape.window_every}
@@ -221,12 +216,10 @@ def hf_config(model: CatalogModel) -> dict[str, Any]:
         config["query_pre_attn_scalar"] = shape.query_scale
     if model.rope_factor:
         config["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": model.rope_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
+            "rope_type": "llama3", "factor": model.rope_factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
+    # fmt: on
     return config
 
 

@@ -101,20 +101,18 @@ def missing_artifact(model: CatalogModel, recipe: str) -> ArtifactError:
     others = [one.recipe for one in artifacts_of(model) if one.recipe]
     if others:
         return ArtifactError(f"{model.name}: not at {recipe} on this machine, only at {', '.join(others)}", hint=make)
+    if model.repository:
+        files = [path for folder in snapshots_of(model.repository) for path in folder.iterdir()]
+        is_here = any(path.suffix in (".safetensors", ".bin") for path in files)
+    else:
+        is_here = (hand_folder(model) / "config.json").is_file()
+    if is_here:
+        return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
     if not model.repository:
-        folder = hand_folder(model)
-        if (folder / "config.json").is_file():
-            return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
         return ArtifactError(
             f"{model.name}: not on this machine, and credentialed: no program may download it",
-            hint=f"sign the agreement at {model.where}, put the files into {folder}, then: {make}",
+            hint=f"sign the agreement at {model.where}, put the files into {hand_folder(model)}, then: {make}",
         )
-    if any(
-        path.suffix in (".safetensors", ".bin")
-        for folder in snapshots_of(model.repository)
-        for path in folder.iterdir()
-    ):
-        return ArtifactError(f"{model.name}: its checkpoint is here, no artifact yet", hint=make)
     return ArtifactError(f"{model.name}: not on this machine", hint=f"medlite pull {model.name}, then: {make}")
 
 
@@ -123,16 +121,11 @@ def missing_artifact(model: CatalogModel, recipe: str) -> ArtifactError:
 
 def artifacts_of(model: CatalogModel) -> list[LocalArtifact]:
     """The artifacts of `model` on this machine, each path once."""
-    found = [one for one in local_artifacts() if recognise(one.name) is model]
+    folders = dict.fromkeys((Path.cwd(), *remembered_folders()))
+    found = [one for folder in folders for one in in_folder(folder) if recognise(one.name) is model]
     for repository in (model.repository, f"{model.repository}-GGUF") if model.repository else ():
         found += in_hub_cache(repository)
     return list({one.path.resolve(): one for one in found}.values())
-
-
-def local_artifacts() -> Iterator[LocalArtifact]:
-    """The artifacts in the current folder and in those that medlite wrote to."""
-    for folder in dict.fromkeys((Path.cwd(), *remembered_folders())):
-        yield from in_folder(folder)
 
 
 def in_folder(folder: Path) -> Iterator[LocalArtifact]:

@@ -55,7 +55,7 @@ def save_state(path: Path, resident: ResidentSequence, identity: Identity) -> in
         check_free_space(path.parent, resident.context.state_bytes(0) + 4 * len(tokens) + FACTS_MOST_BYTES)
     with whole_file(path, force=True) as part:
         part.unlink(missing_ok=True)
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        part.touch(0o600, exist_ok=False)
         n_bytes = resident.context.save_sequence(part, 0, tokens)
         facts = json.dumps({**identity, "n_tokens": len(tokens), "n_bytes": n_bytes}).encode()
         with part.open("r+b") as handle:
