@@ -67,8 +67,7 @@ def test_the_loss_is_found_beside_the_artifact_or_in_the_cache(
 
 def test_the_receipt_spares_hashing_the_file(low_bits: Artifact, tmp_path: Path) -> None:
     put_pair(low_bits, tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    file = {"name": low_bits.path.name, "n_bytes": low_bits.n_bytes, "sha256": "00" * 32}
-    receipt = {"schema": "medlite-receipt-1", "files": [file]}
+    receipt = {"schema": "medlite-receipt-1", "files": [{"n_bytes": low_bits.n_bytes, "sha256": "00" * 32}]}
     low_bits.path.with_name(low_bits.path.name + ".receipt.json").write_text(json.dumps(receipt))
     assert find_losses(low_bits) == []
 

@@ -126,7 +126,7 @@ def test_nan_from_an_engine_names_the_sample() -> None:
         def _row(self, tokens: Sequence[int]) -> Logits:
             return super()._row(tokens) * np.float32("nan")
 
-    with pytest.raises(EngineError, match="sample q0: toy: the model returned"):
+    with pytest.raises(EngineError, match="sample q0: the model returned"):
         list(score_samples(Poisoned(), make_items(1)))
 
 
