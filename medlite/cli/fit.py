@@ -139,15 +139,18 @@ def show(candidates: "list[Candidate]", machine: "Machine", context: int, kv_typ
     from medlite.files import format_bytes
     from medlite.fit.check import past_error, read_history
     from medlite.fit.decode import USED_TOKENS
-    from medlite.fit.memory import windowed_kv_bytes
+    from medlite.fit.memory import fits, windowed_kv_bytes
     from medlite.fit.recommend import gpu_advice, recommend
 
     stdout.print(fit_table(candidates, machine))
     memory = format_bytes(machine.n_bytes)
-    notes = [f"!: more than {memory}" + ("" if machine.stated else ", which is free here")]
+    notes = []
+    if not all(fits(needed, machine.n_bytes) for candidate in candidates for needed in candidate.memory.values()):
+        notes.append(f"!: more than {memory}" + ("" if machine.stated else ", which is free here"))
     if any(c.needs_imatrix for c in candidates):
         notes.append("*: needs an importance matrix")
-    stdout.print(" · ".join(notes), style="dim")
+    if notes:
+        stdout.print(" · ".join(notes), style="dim")
     stdout.print(recommend(candidates, machine, context), style="bold", soft_wrap=True)
     if line := gpu_advice(candidates, machine, context, kv_type):
         stdout.print(line, soft_wrap=True)

@@ -44,7 +44,7 @@ One task makes a file, several make a folder with a file each.""",
 )
 @value_option("--parallel", click.IntRange(1, 256), 4, "Requests to the server at once.", as_name="n_parallel")
 @click.option("--offline", is_flag=True, help="Open no socket to another machine.")
-@click.option("-o", "--out", type=PATH, help="Where the record goes.")
+@click.option("-o", "--out", type=PATH, help="Where the record goes; without it none is kept.")
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped.")
 @click.option("--force", is_flag=True, help="Replace a finished record.")
 @json_option()
@@ -60,10 +60,11 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Ask MODEL the questions and keep every answer in a record. MODEL: a .gguf file, or demo.
+    """Ask MODEL the questions and keep every answer in a record.
 
-    With --engine torch, MODEL is a checkpoint folder; with --engine openai there is a --url instead. A server that
-    wants a key gets the one in the environment variable MEDLITE_API_KEY.
+    MODEL: a .gguf file, an ONNX folder, a name that `medlite models` lists, or demo, the demonstration model. With
+    --engine torch it is a checkpoint folder; with --engine openai there is a --url instead. A server that wants a key
+    gets the one in the environment variable MEDLITE_API_KEY.
     """
     from bench.run.run import RunRequest, run_task
     from bench.settings import Server
