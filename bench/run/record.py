@@ -182,7 +182,11 @@ def read_record(path: Path) -> RunRecord:
     """The record in `path`, up to its last whole line. Raises RecordError if it is none, or of an unknown schema."""
     if not path.is_file():
         partial = part_path(path)
-        hint = f"{partial} holds an unfinished run: --resume continues it" if partial.is_file() else None
+        hint = (
+            f"{partial} holds an unfinished run: --resume continues it"
+            if partial.is_file()
+            else "medlite bench run MODEL -o FILE writes one"
+        )
         raise RecordError(f"{path}: no such run record", hint=hint)
     lines = whole_lines(path)
     first = next(lines, None)

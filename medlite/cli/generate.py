@@ -105,7 +105,7 @@ def _grammar_text(grammar_file: TextIO | None, schema: str | None) -> str | None
     try:
         stated = decode_json(text, object, MedliteError, where="--json-schema")
     except MedliteError as error:
-        raise click.UsageError(f"--json-schema is no JSON: {error}") from None
+        raise click.UsageError(str(error)) from None
     return lark_from_json_schema(stated)
 
 

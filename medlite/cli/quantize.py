@@ -180,7 +180,7 @@ def refuse_options_of_the_other_format(asked: Asked) -> None:
 def refuse_given(where: str, options: Mapping[str, object]) -> None:
     """Raise RecipeError naming the options that were given and only mean something with `where`."""
     if given := [name for name, value in options.items() if value]:
-        raise RecipeError(f"{', '.join(given)}: only with {where}")
+        raise RecipeError(f"{', '.join(given)}: only with {where}", hint=f"add {where}, or leave it out")
 
 
 def write_settings(asked: Asked) -> "WriteSettings":
@@ -201,11 +201,14 @@ def gguf_outputs(folder: Path, asked: Asked) -> "Iterator[tuple[list[Output], Wr
 
     from quantize.gguf.imatrix import read_imatrix
     from quantize.gguf.plan import plan_gguf
-    from quantize.gguf.recipes import find_recipe
+    from quantize.gguf.recipes import RECIPES, find_recipe
     from quantize.match import match_checkpoint
+    from quantize.onnx.recipes import ONNX_RECIPES
     from quantize.source.checkpoint import open_checkpoint
     from quantize.source.parity import check_metadata
 
+    if of_onnx := [name for name in asked.recipes if name.upper() not in RECIPES and name.lower() in ONNX_RECIPES]:
+        raise RecipeError(f"{of_onnx[0]}: not a recipe of a GGUF file", hint=f"--format onnx --recipe {of_onnx[0]}")
     recipes = list(dict.fromkeys(find_recipe(name) for name in asked.recipes))
     paths = [output_path(folder, recipe.name, asked.out, several=len(recipes) > 1) for recipe in recipes]
     checkpoint = open_checkpoint(folder)

@@ -36,6 +36,7 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
     """
     from medlite.cli.display import progress_bar
     from medlite.errors import ArtifactError
+    from medlite.formats.onnx_folder import is_onnx_folder
     from medlite.models.hub import find_checkpoint
     from quantize.check import verify
     from quantize.gguf.imatrix import read_imatrix
@@ -43,6 +44,8 @@ def command(file: Path, against: str | None, imatrix: Path | None, as_json: bool
 
     if not file.exists():
         raise ArtifactError(f"{file}: no such file")
+    if file.is_dir() and not is_onnx_folder(file):
+        raise ArtifactError(f"{file}: a folder without an ONNX model", hint="name a GGUF file in it")
     checkpoint = open_checkpoint(find_checkpoint(against)) if against else None
     importance = read_imatrix(imatrix) if imatrix else None
     with progress_bar("verify", bytes_to_check(file), unit="bytes", quiet=as_json) as on_bytes:

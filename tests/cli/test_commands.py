@@ -134,12 +134,17 @@ def test_make_targets_in_the_readme_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+DEMO = ROOT / "medlite" / "demo" / "checkpoint"
 WRONG = {
     "no such folder": (("quantize", "./absent"), 1, "no such folder"),
     "unknown recipe": (("quantize", ".", "--recipe", "Q9"), 1, "unknown recipe 'Q9'"),
     "no checkpoint": (("quantize", ".", "--recipe", "Q8_0"), 1, "config.json: missing"),
     "unknown option": (("quantize", ".", "--recip", "Q8_0"), 2, "No such option"),
     "unknown command": (("quantise",), 2, "No such command"),
+    "recipe of ONNX": (("quantize", str(DEMO), "--recipe", "q4m"), 1, "hint: --format onnx --recipe q4m"),
+    "option of ONNX": (("quantize", str(DEMO), "--block", "32"), 1, "hint: add --format onnx"),
+    "folder without a model": (("verify", "."), 1, "a folder without an ONNX model"),
+    "no record": (("bench", "compare", "a.jsonl", "b.jsonl"), 1, "hint: medlite bench run MODEL -o FILE"),
     "no such file": (("verify", "absent.gguf"), 1, "no such file"),
     "bad size": (("quantize", ".", "--threads", "0"), 2, "--threads"),
 }

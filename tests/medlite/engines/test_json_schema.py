@@ -204,7 +204,7 @@ def test_generate_takes_a_schema_or_a_grammar_and_says_what_is_wrong_with_it(tmp
         (("--grammar", str(tmp_path / "bad.gbnf")), "line 2, column 3"),
         (("--grammar", str(tmp_path / "bytes.gbnf")), "cannot be read as text"),
         (("--json-schema", "no-such-file"), "No such file"),
-        (("--json-schema", "{oops"), "is no JSON"),
+        (("--json-schema", "{oops"), "--json-schema: not JSON"),
         (("--json-schema", '{"type": "string", "format": "iri"}'), "format 'iri' cannot be promised"),
         (("--json-schema", "{}", "--grammar", str(tmp_path / "yes.gbnf")), "not both"),
     ):
