@@ -8,6 +8,7 @@ by asking when it is opened, and stands in the record. What it does not tell is 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class OpenAIEngine:
     def __init__(self, client: JsonClient, facts: ServerFacts) -> None:
         self._client, self.facts = client, facts
         self.served, self.has_tokenizer = facts.served, facts.tokenizer
+        self._complete = partial(complete, client, facts)
         told_tokens = "all" if facts.full else f"up to {facts.n_top} most probable"
         self.info = EngineInfo(
             engine="openai",
@@ -162,9 +164,6 @@ class OpenAIEngine:
         self._client.close()
 
     # --- requests ----------------------------------------------------------------------------------------------------
-
-    def _complete(self, prompt: str | list[int], *, n_top: int, more: Mapping[str, Any] | None = None) -> Completion:
-        return complete(self._client, self.facts, prompt, n_top=n_top, more=more)
 
     def _top(self, tokens: Sequence[int], n_top: int) -> dict[Name, float]:
         found = self._complete(list(tokens), n_top=n_top)
