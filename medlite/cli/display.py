@@ -36,14 +36,14 @@ def result_table(*columns: str, words: Collection[str] = ()) -> Table:
 def progress_bar(
     title: str, total: int, *, unit: str = "count", quiet: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; the yielded function advances it. unit "bytes" shows speed; quiet draws nothing."""
-    if quiet:
+    """A bar on a terminal's stderr; the yielded function advances it. unit "bytes" shows speed; quiet draws nothing."""
+    if quiet or not stderr.is_terminal:
         yield lambda n: None
         return
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(bar_width=24)]
     columns += [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
     columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
-    with Progress(*columns, console=stderr, transient=not stderr.is_terminal) as bars:
+    with Progress(*columns, console=stderr) as bars:
         task = bars.add_task(title, total=total)
         yield lambda n: bars.advance(task, n)
 

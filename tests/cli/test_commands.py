@@ -173,3 +173,9 @@ def test_telemetry_is_off_before_anything_loads() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["1", "1"]
+
+
+def test_a_pipe_gets_no_progress_and_no_blank_lines_of_one(tmp_path: Path) -> None:
+    done = run("quantize", str(DEMO), "--recipe", "Q8_0", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
