@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medlite.errors import ArtifactError
+from medlite.errors import ArtifactError, RecipeError
+from medlite.files import format_bytes
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -162,6 +163,28 @@ def _pack_value(value: Value) -> bytes:
     if value.kind is Kind.STRING:
         return struct.pack("<I", Kind.STRING) + _pack_string(value.value)
     return struct.pack("<I" + SCALAR_FORMATS[value.kind], value.kind, value.value)
+
+
+TensorRow = tuple[str, GgmlType, tuple[int, ...]]
+
+
+def split_tensors(rows: list[TensorRow], max_bytes: int | None) -> list[list[TensorRow]]:
+    """The tensors of each file, in order. Source: tools/gguf-split/gguf-split.cpp, split_strategy."""
+    groups: list[list[TensorRow]] = [[]]
+    size = 0
+    for row in rows:
+        n_bytes = pad_to(row[1].row_bytes(math.prod(row[2])), DEFAULT_ALIGNMENT)
+        if max_bytes is not None and n_bytes > max_bytes:
+            raise RecipeError(
+                f"{row[0]} takes {format_bytes(n_bytes)}, --max-shard-size is {format_bytes(max_bytes)}",
+                hint="a tensor is never cut; choose larger shards",
+            )
+        if max_bytes is not None and groups[-1] and size + n_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(row)
+        size += n_bytes
+    return groups
 
 
 def split_metadata(metadata: Mapping[str, Value], i: int, n_files: int, n_tensors: int) -> Mapping[str, Value]:

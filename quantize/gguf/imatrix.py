@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medlite.errors import RecipeError
-from medlite.formats.gguf import MAGIC, read_header
+from medlite.formats.gguf import MAGIC, GgmlType, read_header
+from quantize.families.categories import category_of
+from quantize.gguf.recipes import IMATRIX_TYPES, Choice, Recipe
+
+Importance = Mapping[str, NDArray[np.float32]]  # GGUF tensor name -> (row_length,), the weight of each column
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_NAME_BYTES = 4096
@@ -89,3 +93,32 @@ def _int32(path: Path, handle: BinaryIO, smallest: int, largest: int) -> int:
             hint="llama-imatrix makes one",
         )
     return int(value)
+
+
+def check_importance(
+    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], choices: Mapping[str, Choice], importance: Importance | None
+) -> None:
+    """Raise RecipeError naming tensors that lack importance data they cannot do without, or whose data misfits."""
+    data = importance or {}
+    lacking = [
+        name for name, choice in choices.items() if lacks_imatrix(recipe, name, choice.type) and name not in data
+    ]
+    if lacking:
+        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        raise RecipeError(
+            f"{recipe.name} needs an importance matrix for {shown}",
+            hint="--imatrix FILE, made by llama-imatrix on text of your domain",
+        )
+    for name, shape in shapes.items():
+        if name in data and data[name].shape != shape[-1:]:
+            raise RecipeError(
+                f"imatrix: {name} has {data[name].size} columns, the tensor {shape[-1]}",
+                hint="the imatrix was made for another model",
+            )
+
+
+def lacks_imatrix(recipe: Recipe, name: str, chosen: GgmlType) -> bool:
+    """True if `name` at type `chosen` is garbage without importance weights. Source: tensor_requires_imatrix."""
+    if category_of(name) in ("output", "embedding"):
+        return False
+    return chosen.name in IMATRIX_TYPES or (chosen.name == "Q2_K" and recipe.name == "Q2_K_S")

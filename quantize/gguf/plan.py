@@ -6,32 +6,27 @@ is checked first, and worker threads may write in any order.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medlite.errors import RecipeError
-from medlite.files import format_bytes
 from medlite.formats.artifact import RECIPE_KEY
 from medlite.formats.gguf import (
     DEFAULT_ALIGNMENT,
     GGML_TYPES,
-    GgmlType,
     Kind,
     Value,
     pack_header,
     pad_to,
     place_tensors,
     split_metadata,
+    split_tensors,
 )
-from quantize.gguf.recipes import Choice, Recipe, choose_types, lacks_imatrix
+from quantize.gguf.imatrix import Importance, check_importance
+from quantize.gguf.recipes import Recipe, choose_types
 from quantize.match import SourceModel
 from quantize.stream.encode import GgmlEncoding
 from quantize.stream.plan import Part, Plan, PlannedFile, PlannedTensor, planned_tensor
 
-Importance = Mapping[str, NDArray[np.float32]]
 QUANTIZATION_VERSION = 2  # Source: ggml/include/ggml.h, GGML_QNT_VERSION
 
 
@@ -50,6 +45,12 @@ def plan_gguf(
     cannot be carried over, RecipeError where the recipe needs what is not there.
     """
     metadata = _metadata(model, recipe)
+    stamp = _importance_digest(importance or {})
+    facts = {
+        "imatrix_sha256": None if importance is None else stamp.hex(),
+        "tokenizer_sha256": _tokenizer_sha256(metadata),
+        "chat_template_sha256": _template_sha256(metadata),
+    }
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     _check_overrides(recipe, overrides)
     choices = choose_types(
@@ -60,11 +61,11 @@ def plan_gguf(
         overrides=overrides,
         is_70b=model.family.is_70b(model.config),
     )
-    _check_imatrix(recipe, shapes, choices, importance)
+    check_importance(recipe, shapes, choices, importance)
     by_name = {tensor.name: tensor for tensor in model.tensors}
     tensors: list[PlannedTensor] = []
     files: list[PlannedFile] = []
-    groups = _split([(name, choices[name].type, shape) for name, shape in shapes.items()], max_shard_bytes)
+    groups = split_tensors([(name, choices[name].type, shape) for name, shape in shapes.items()], max_shard_bytes)
     for i, group in enumerate(groups):
         placed = place_tensors(group)
         stated = split_metadata(metadata, i, len(groups), len(shapes))
@@ -75,7 +76,6 @@ def plan_gguf(
             tensors.append(planned_tensor(by_name[info.name], encoding, (part,), choices[info.name].reason))
         end = pad_to(placed[-1].offset + placed[-1].n_bytes, DEFAULT_ALIGNMENT)
         files.append(PlannedFile(header, len(header) + end))
-    stamp = _importance_digest(importance or {})
     return Plan(
         checkpoint=model.checkpoint,
         architecture=model.family.gguf_name,
@@ -83,37 +83,11 @@ def plan_gguf(
         tensors=tuple(tensors),
         files=tuple(files),
         ignored=model.ignored,
-        facts={
-            "imatrix_sha256": None if importance is None else stamp.hex(),
-            "tokenizer_sha256": _tokenizer_sha256(metadata),
-            "chat_template_sha256": _template_sha256(metadata),
-        },
+        facts=facts,
         stamp=stamp,
         notes=model.notes,
         metadata=metadata,
     )
-
-
-TensorRow = tuple[str, GgmlType, tuple[int, ...]]
-
-
-def _split(rows: list[TensorRow], max_bytes: int | None) -> list[list[TensorRow]]:
-    """The tensors of each file, in order. Source: tools/gguf-split/gguf-split.cpp, split_strategy."""
-    groups: list[list[TensorRow]] = [[]]
-    size = 0
-    for row in rows:
-        n_bytes = pad_to(row[1].row_bytes(math.prod(row[2])), DEFAULT_ALIGNMENT)
-        if max_bytes is not None and n_bytes > max_bytes:
-            raise RecipeError(
-                f"{row[0]} takes {format_bytes(n_bytes)}, --max-shard-size is {format_bytes(max_bytes)}",
-                hint="a tensor is never cut; choose larger shards",
-            )
-        if max_bytes is not None and groups[-1] and size + n_bytes > max_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(row)
-        size += n_bytes
-    return groups
 
 
 def _check_overrides(recipe: Recipe, overrides: tuple[tuple[str, str], ...]) -> None:
@@ -122,28 +96,6 @@ def _check_overrides(recipe: Recipe, overrides: tuple[tuple[str, str], ...]) -> 
             raise RecipeError(f"--tensor-type {pattern}={name}: unknown type", hint=f"known: {', '.join(GGML_TYPES)}")
     if overrides and not GGML_TYPES[recipe.default].is_quantized:
         raise RecipeError(f"--tensor-type has no effect on {recipe.name}", hint="choose a quantized recipe")
-
-
-def _check_imatrix(
-    recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], choices: Mapping[str, Choice], importance: Importance | None
-) -> None:
-    """Raise RecipeError naming tensors that lack importance data they cannot do without, or whose data misfits."""
-    data = importance or {}
-    lacking = [
-        name for name, choice in choices.items() if lacks_imatrix(recipe, name, choice.type) and name not in data
-    ]
-    if lacking:
-        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
-        raise RecipeError(
-            f"{recipe.name} needs an importance matrix for {shown}",
-            hint="--imatrix FILE, made by llama-imatrix on text of your domain",
-        )
-    for name, shape in shapes.items():
-        if name in data and data[name].shape != shape[-1:]:
-            raise RecipeError(
-                f"imatrix: {name} has {data[name].size} columns, the tensor {shape[-1]}",
-                hint="the imatrix was made for another model",
-            )
 
 
 def _metadata(model: SourceModel, recipe: Recipe) -> dict[str, Value]:

@@ -274,10 +274,3 @@ def _fit(choice: Choice, n: int) -> Choice:
     why = f"rows of {n} do not divide into {choice.type.name} blocks of {choice.type.block_weights}"
     fallback = GGML_TYPES[FALLBACKS.get(choice.type.name, choice.type.name)]
     return Choice(fallback if n % fallback.block_weights == 0 else GGML_TYPES["F16"], why)
-
-
-def lacks_imatrix(recipe: Recipe, name: str, chosen: GgmlType) -> bool:
-    """True if `name` at type `chosen` is garbage without importance weights. Source: tensor_requires_imatrix."""
-    if category_of(name) in ("output", "embedding"):
-        return False
-    return chosen.name in IMATRIX_TYPES or (chosen.name == "Q2_K" and recipe.name == "Q2_K_S")

@@ -15,7 +15,7 @@ from medlite.errors import ArtifactError, CheckpointError
 from medlite.files import OnBytes, file_sha256
 from medlite.formats.gguf import Header, read_header
 from medlite.formats.receipt import GgufReceipt, part_paths, read_gguf_receipt, receipt_path
-from quantize.gguf.plan import Importance
+from quantize.gguf.imatrix import Importance
 from quantize.match import match_checkpoint
 from quantize.source.checkpoint import Checkpoint
 from quantize.stream import ggml
