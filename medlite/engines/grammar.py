@@ -2,26 +2,30 @@
 
 A grammar is a text in llguidance's Lark notation; `gbnf.py` and `json_schema.py` make one. A token is taken as the
 bytes that it writes, so a control token can never stand for its name, and a reply is UTF-8 at every character.
+llguidance is imported with the first grammar: a process without one does not hold its 6 MB.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from medlite.errors import EngineError
 
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
 # A grammar that is too much for these ends in an error; no mask takes longer than about half a second.
-LIMITS = LLParserLimits(max_items_in_row=100_000, step_max_items=500_000, verbose_errors=False)
+MAX_ITEMS_IN_ROW, MAX_ITEMS_IN_STEP = 100_000, 500_000
 
 
 @dataclass(frozen=True)
 class TokenTable:
     """The tokens of a model as llguidance wants them. Making one takes about half a second at 128k tokens."""
 
-    tokenizer: LLTokenizer
+    tokenizer: "LLTokenizer"
     n_vocab: int
     ends: frozenset[int]
 
@@ -31,6 +35,8 @@ def token_table(n_vocab: int, piece: Callable[[int], bytes], is_end: Callable[[i
 
     Raises EngineError for a vocabulary without an end: no reply could be whole.
     """
+    from llguidance import LLTokenizer, TokenizerWrapper
+
     ends = _checked_ends(token for token in range(n_vocab) if is_end(token))
     tokens = _Tokens([piece(token) for token in range(n_vocab)], ends)
     return TokenTable(LLTokenizer(TokenizerWrapper(tokens), eos_token=ends), n_vocab, frozenset(ends))
@@ -38,6 +44,8 @@ def token_table(n_vocab: int, piece: Callable[[int], bytes], is_end: Callable[[i
 
 def token_table_of_json(tokenizer_json: str, n_vocab: int, ends: Iterable[int]) -> TokenTable:
     """The tokens that the text of a tokenizer.json writes. Raises EngineError as `token_table`, or for another kind."""
+    from llguidance import LLTokenizer
+
     tokens = _checked_ends(ends)
     try:
         return TokenTable(LLTokenizer(tokenizer_json, n_vocab, eos_token=tokens), n_vocab, frozenset(tokens))
@@ -68,9 +76,14 @@ class Grammar:
     """The state of a grammar after the tokens that were accepted."""
 
     def __init__(self, tokens: TokenTable, text: str) -> None:
-        """Raises EngineError for a text that is no grammar, or one beyond LIMITS."""
+        """Raises EngineError for a text that is no grammar, or one that is too much."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(
+            max_items_in_row=MAX_ITEMS_IN_ROW, step_max_items=MAX_ITEMS_IN_STEP, verbose_errors=False
+        )
         self._tokens = tokens
-        self._matcher = LLMatcher(tokens.tokenizer, text, log_level=0, limits=LIMITS)
+        self._matcher = LLMatcher(tokens.tokenizer, text, log_level=0, limits=limits)
         self._check()
 
     def allows(self, token: int) -> bool:
