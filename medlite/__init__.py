@@ -1,8 +1,10 @@
 """medlite: medical LLMs at low bits on the machine you have, with the loss measured. Not a medical device.
 
-import medlite
-model = medlite.load("model.gguf")
-print(model.ask("What class of drug is metformin?"))
+From Python:
+
+    import medlite
+    model = medlite.load("model.gguf")
+    print(model.ask("What class of drug is metformin?"))
 """
 
 from importlib import import_module
