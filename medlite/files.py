@@ -34,6 +34,16 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise OutputError(f"{path.parent}: no such folder", hint=f"mkdir -p {path.parent}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, if they are missing. Raises OutputError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made a folder: {error.strerror or error}", hint="--out names another place"
+        ) from error
+
+
 def check_free_space(folder: Path, n_bytes: int) -> None:
     """Raise OutputError if the disk that holds `folder` has less than `n_bytes` free."""
     free = shutil.disk_usage(folder).free

@@ -20,6 +20,7 @@ from medlite.cli.params import (
     value_option,
 )
 from medlite.errors import RecipeError
+from medlite.files import make_folder
 
 if TYPE_CHECKING:
     from quantize.onnx.recipes import OnnxRecipe
@@ -32,7 +33,7 @@ DEFAULT_RECIPES = ("Q4_K_M",)
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line said. recipes: empty for the format's default one."""
+    """What the command line said. recipes: those of --recipe, or its default, which is GGUF's."""
 
     recipes: tuple[str, ...]
     out: Path | None
@@ -151,7 +152,7 @@ def command(source: str, asked: Asked) -> None:
             show_plans(outputs, settings.n_threads, as_json=asked.as_json)
         else:
             if asked.out == outputs[0].path.parent:
-                asked.out.mkdir(parents=True, exist_ok=True)
+                make_folder(asked.out)
             show_written(write_with_progress(outputs, settings, quiet=asked.as_json), as_json=asked.as_json)
 
 

@@ -36,7 +36,7 @@ def test_a_dry_run_writes_nothing_and_names_every_tensor(folder: Path) -> None:
     assert [plan["recipe"] for plan in plans] == ["Q4_K_M", "BF16"]
     assert plans[0]["n_bytes"] < plans[1]["n_bytes"]
     assert len(plans[0]["tensors"]) == 21
-    assert not list((folder / "out").glob("*"))
+    assert not (folder / "out").exists()
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused_unless_allowed_and_recorded(folder: Path) -> None:
@@ -56,6 +56,15 @@ def test_several_recipes_share_a_folder_not_a_file(folder: Path) -> None:
     done = quantize(folder, "--recipe", "Q8_0", "--recipe", "Q4_0", "--out", str(folder / "one.gguf"))
     assert done.returncode == 1
     assert "one file for several recipes" in done.stderr
+
+
+def test_a_file_where_a_folder_must_be_made_is_explained(folder: Path) -> None:
+    (folder / "out").write_text("notes")
+    done = quantize(folder, "--recipe", "Q8_0")
+    assert done.returncode == 1
+    assert "out: cannot be made a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "out").read_text() == "notes"
 
 
 def test_the_recipe_table_is_printed(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medlite.errors import RecordError
+from medlite.files import make_folder
 
 if TYPE_CHECKING:
     from bench.run.child import OnProgress, Progress
@@ -43,7 +44,7 @@ def make_artifacts(
     outputs = [plan_gguf(model, find_recipe(name), importance=importance).output(path) for name, path in paths.items()]
     missing = [output for output in outputs if fresh or not is_current(output)]
     if missing:
-        missing[0].path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(missing[0].path.parent)
         write_with_progress(missing, WriteSettings(force=True), quiet=quiet)
 
 

@@ -13,6 +13,7 @@ from medlite.cli.bench.asking import Asking, asking_options
 from medlite.cli.bench.measuring import phase_bars
 from medlite.cli.params import PATH, json_option, value_option
 from medlite.errors import EngineError, OutputError
+from medlite.files import make_folder
 
 if TYPE_CHECKING:
     from bench.run.record import RunRecord
@@ -126,7 +127,7 @@ def out_path(out: Path | None, task: str, *, several: bool) -> Path | None:
         return out
     if out.is_file():
         raise OutputError(f"{out}: is a file, several tasks need a folder", hint=f"-o {out.with_suffix('')}/")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     return out / f"{task}.jsonl"
 
 

@@ -12,6 +12,7 @@ from medlite.cli.bench.compare import check_report, report_option, show_report
 from medlite.cli.bench.measuring import make_artifacts, measure_artifact
 from medlite.cli.params import PATH, imatrix_option, json_option, pre_tokenizer_option, recipe_option
 from medlite.errors import RecipeError
+from medlite.files import make_folder
 
 if TYPE_CHECKING:
     from bench.run.run import RunRequest
@@ -105,7 +106,7 @@ def artifact_paths(source: str, recipes: Sequence[str], out: Path | None) -> tup
 def placed(requests: Sequence["RunRequest"], path: Path, kind: str) -> list["RunRequest"]:
     """The requests for one artifact, with their records in a folder next to it."""
     folder = path.parent / f"{path.stem}-{kind}"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     return [replace(one, artifact=path, out=folder / f"{one.task}.jsonl") for one in requests]
 
 
