@@ -44,8 +44,15 @@ _callbacks: list[Any] = []  # the native side holds only pointers
 
 @cache
 def requirement() -> str:
-    """llama-cpp-python, with its version, as the metadata of medlite pins it: "llama-cpp-python==..."."""
-    (pin,) = (row for row in metadata.requires("medlite") or () if row.startswith(f"{PACKAGE}=="))
+    """llama-cpp-python, with its version, as the metadata of medlite pins it: "llama-cpp-python==...".
+
+    Raises EngineError where medlite is run from its source without having been installed.
+    """
+    try:
+        stated = metadata.requires("medlite") or []
+    except metadata.PackageNotFoundError as error:
+        raise EngineError("medlite is not installed, only its source is here", hint="pip install -e .") from error
+    (pin,) = (row for row in stated if row.startswith(f"{PACKAGE}=="))
     return pin
 
 

@@ -55,6 +55,19 @@ def test_the_pin_is_read_from_pyproject() -> None:
     assert runtime_version() == requirement().replace("==", " ")
 
 
+def test_a_source_that_was_not_installed_says_how_to_install_it() -> None:
+    code = (
+        "from importlib import metadata\n"
+        "def requires(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.requires = requires\n"
+        "from medlite.errors import EngineError\n"
+        "from medlite.native import requirement\n"
+        "try: requirement()\n"
+        "except EngineError as error: print(error, error.hint)"
+    )
+    assert run(code).strip() == "medlite is not installed, only its source is here pip install -e ."
+
+
 def test_the_libraries_are_found_without_loading_the_runtime() -> None:
     assert library_path("llama").is_file()
     code = "import sys; from medlite.native import load_ggml; load_ggml('ggml-base'); print('llama_cpp' in sys.modules)"
